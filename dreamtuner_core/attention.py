@@ -1,0 +1,129 @@
+"""Self-subject attention (section 3.2, Eq. 3).
+
+    S-S-A(z, z_r) = softmax( q [k, k_r]^T / sqrt(d) + log m ) [v, v_r],    m = [J, w_ref m_r]
+
+How it is computed without a mask of N x 2N entries:
+- a token whose weight is zero is left out, which is what log 0 means;
+- log m depends on the key alone, or, for a region, on query plus key: a product of few channels. These ride in extra
+  channels of q and k, so any exact attention kernel (flash, xformers, split, ...) computes Eq. 3 in one plain call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""(q [B, N, C], k [B, M, C], v [B, M, C], heads) -> [B, N, C]; scaled by 1 / sqrt(C / heads), no mask."""
+
+LOG_ZERO = -1000.0  # a region's zero: its exponential underflows to 0 in every type, and fp16 can still hold it
+ALIGNMENT = 8  # kernels want the head size in multiples of this
+
+
+@dataclass(frozen=True)
+class ReferenceTokens:
+    """What one subject gives to one self-attention layer.
+
+    k, v: [1, M, C], the layer's projections of the reference's foreground tokens.
+    weight: [M], w_ref * m_r of each token, all above zero.
+    region: None, or [N] or [B, N] in 0..1: how much each token of the picture being made may see this subject.
+    """
+
+    k: Tensor
+    v: Tensor
+    weight: Tensor
+    region: Tensor | None = None
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Plain multi-head attention by torch's own kernels; the default `Attention`."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def self_subject_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    references: Sequence[ReferenceTokens],
+    heads: int,
+    attention: Attention = softmax_attention,
+    own: Tensor | None = None,
+) -> Tensor:
+    """Eq. 3 for one layer, any number of subjects in one softmax.
+
+    q: [B, N, C]; k, v: [B, K, C] of the picture being made; result [B, N, C].
+    own: [B, N, C] or None. What another attention patch made of q, k and v. It then stands for the picture's own part
+        of Eq. 3, and the reference is added to it with the share of the softmax that is the reference's. Exact
+        whenever that patch computes attention in some other way; a sensible meaning where it does something else.
+    """
+    if not references:
+        return attention(q, k, v, heads) if own is None else own
+
+    rows, own_keys, head_size = q.shape[0], k.shape[1], q.shape[-1] // heads
+    own_values = v if own is None else torch.zeros_like(v)
+    keys = torch.cat([k, *(r.k.expand(rows, -1, -1) for r in references)], dim=1)  # [B, K + M, C]
+    values = torch.cat([own_values, *(r.v.expand(rows, -1, -1) for r in references)], dim=1)
+    is_reference = (torch.arange(keys.shape[1], device=q.device) >= own_keys).to(q.dtype)
+
+    # Channels of one head: its own, one that in v counts the reference's share, those of log m, zeros up to alignment.
+    channels = 1 + sum(2 for r in references if r.region is not None) + 2
+    wide = head_size + channels + -(head_size + channels) % ALIGNMENT
+    query_channels, key_channels = _log_weight_channels(q, own_keys, references, wide)
+
+    out = attention(
+        _widen(q * math.sqrt(wide / head_size), query_channels, heads, wide),
+        _widen(keys, key_channels, heads, wide),
+        _widen(values, is_reference[None, :, None], heads, wide),
+        heads,
+    ).unflatten(-1, (heads, wide))
+    result = out[..., :head_size]
+    if own is not None:
+        result = result + own.unflatten(-1, (heads, head_size)) * (1 - out[..., head_size : head_size + 1])
+    return result.flatten(2)
+
+
+def _log_weight_channels(
+    q: Tensor, own_keys: int, references: Sequence[ReferenceTokens], wide: int
+) -> tuple[Tensor, Tensor]:
+    """Channels ([B or 1, N, E], [1, K + M, E]) whose product, scaled by 1 / sqrt(wide), is log m.
+
+    One side of each product carries the logarithm, in two channels (rounded, and what rounding left) so that a half
+    precision type does not round the weight; the other side is a power of two, so nothing is rounded there.
+    """
+    precise = torch.promote_types(q.dtype, torch.float32)
+    unit = 2.0 ** round(math.log2(math.sqrt(wide)))
+    gain = math.sqrt(wide) / unit
+
+    def logarithm(x: Tensor) -> Tensor:
+        exact = x.to(precise).log().clamp(min=LOG_ZERO) * gain
+        rounded = exact.to(q.dtype)
+        return torch.stack([rounded, (exact - rounded.to(precise)).to(q.dtype)], dim=-1)
+
+    weight = torch.cat([q.new_ones(own_keys, dtype=precise), *(r.weight.to(precise) for r in references)])  # [K + M]
+    share = [q.new_zeros(1, q.shape[1], 1), q.new_zeros(1, len(weight), 1)]
+    query_side, key_side = [share[0], q.new_full((1, q.shape[1], 2), unit)], [share[1], logarithm(weight)[None]]
+    start = own_keys
+    for r in references:
+        stop = start + r.k.shape[1]
+        if r.region is not None:
+            subject = q.new_zeros(1, len(weight), 2)
+            subject[:, start:stop] = unit
+            query_side.append(logarithm(r.region.reshape(-1, q.shape[1])))
+            key_side.append(subject)
+        start = stop
+    rows = max(x.shape[0] for x in query_side)
+    return torch.cat([x.expand(rows, -1, -1) for x in query_side], dim=-1), torch.cat(key_side, dim=-1)
+
+
+def _widen(x: Tensor, channels: Tensor, heads: int, wide: int) -> Tensor:
+    """Append channels [B or 1, T, E] to each head of x [B, T, heads * d], zeros after: [B, T, heads * wide]."""
+    x = x.unflatten(-1, (heads, -1))  # [B, T, heads, d]
+    extra = channels[:, :, None].expand(x.shape[0], -1, heads, -1)
+    x = torch.cat([x, extra], dim=-1)
+    return F.pad(x, (0, wide - x.shape[-1])).flatten(2)

@@ -1,0 +1,73 @@
+"""Interleaved guidance (section 3.2, Eq. 4-6).
+
+    lambda <= p_r :  eps = w_r eps(x_t, c, x^r_{t-dt}, t) - (w_r - 1) eps(x_t, c, none, t)            (4)
+    else          :  eps = w_c eps(x_t, c, x^r_{t-dt}, t) - (w_c - 1) eps(x_t, uc, x^r_{t+dt'}, t)    (5)
+
+Both have the shape of classifier-free guidance, so the host's own CFG computes them: (5) is its usual step, (4) is a
+step whose unwanted side is the same text without the reference, at scale w_r.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+TIMESTEPS = 1000  # dt and dt' are counted in these, whatever the number of sampling steps
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """reference_scale: w_r, 1 = no extra pull. reference_probability: p_r in 0..1.
+
+    dt, dt_uncond: 0..1000 timesteps; how much cleaner the wanted side's reference is, how much noisier the other's.
+    """
+
+    reference_scale: float
+    reference_probability: float
+    dt: float
+    dt_uncond: float
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("reference_scale", 0.0, 100.0),
+            ("reference_probability", 0.0, 1.0),
+            ("dt", 0.0, TIMESTEPS),
+            ("dt_uncond", 0.0, TIMESTEPS),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:  # NaN too
+                raise ValueError(f"{name} must be between {low:g} and {high:g}, but is {value:g}.")
+
+    def toward_reference(self, seed: int, step_sigma: float) -> bool:
+        """Eq. 6's draw: True for Eq. 4, False for Eq. 5.
+
+        lambda depends on the sampler's seed and on the step's own sigma alone: the same for every row of every batch,
+        for every evaluation within a step, and for a run that is done in two halves.
+        """
+        lam = random.Random(f"{seed}:{step_sigma:.5e}").random()
+        return lam < self.reference_probability
+
+
+def step_sigma(sigma: float, schedule: Sequence[float]) -> float:
+    """The sigma at which the step began that evaluates the model at sigma.
+
+    schedule: the sampler's sigmas, falling. A sigma above them all (churn) belongs to the first step.
+    """
+    begun = [s for s in schedule if s >= sigma * (1 - 1e-4)]
+    return min(begun) if begun else max(schedule, default=sigma)
+
+
+def shift_sigma(sigma: float, timesteps: float, sigmas: Sequence[float]) -> float:
+    """The noise level that lies so many timesteps later (noisier) or, below zero, earlier (cleaner) than sigma.
+
+    sigmas: the model's TIMESTEPS training levels, rising. Interpolated in log sigma, clamped to the table's ends.
+    """
+    if timesteps == 0:
+        return sigma
+    log_sigmas, positions = np.log(np.asarray(sigmas)), np.arange(len(sigmas))
+    position = np.interp(math.log(sigma), log_sigmas, positions)
+    return float(np.exp(np.interp(position + timesteps * len(sigmas) / TIMESTEPS, positions, log_sigmas)))

@@ -1,0 +1,1 @@
+"""The rooms that import comfy: how the method meets its host."""

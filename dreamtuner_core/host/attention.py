@@ -1,0 +1,109 @@
+"""Eq. 3 at the host's self-attentions: which kernel computes it, and the patch that reads references."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import comfy.ldm.modules.attention as host
+import torch
+from torch import Tensor
+
+from ..attention import Attention, ReferenceTokens, self_subject_attention
+
+Options = dict[str, Any]
+Patch = Callable[[Tensor, Tensor, Tensor, Options], Tensor]
+"""The host's attn1 replacement: (q, k, v, extra_options) -> [B, N, C], all after projection."""
+
+INEXACT = "sage"  # such kernels quantise the keys and would round away the channels that carry log m
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+    """Exactly what the host computes where nothing is replaced, another pack's choice of kernel included."""
+    takes_options = "kwargs" in inspect.signature(host.optimized_attention).parameters  # from 0.3.53 on
+    more = {"transformer_options": options} if takes_options else {}
+    return host.optimized_attention(q, k, v, options["n_heads"], attn_precision=options["attn_precision"], **more)
+
+
+def exact_attention(options: Options) -> Attention:
+    """The host's kernel, or torch's where the host's would not carry the weight exactly."""
+    kernel = host.optimized_attention
+    if INEXACT in kernel.__name__:
+        kernel = host.attention_pytorch
+    return lambda q, k, v, heads: kernel(q, k, v, heads, attn_precision=options["attn_precision"])
+
+
+class TokenFollower:
+    """Tells which tokens of the picture a layer's queries are, where other packs fold or merge them.
+
+    HyperTile cuts queries into tiles and token merging averages some, each in a random way of its own, while a region
+    lies on the picture. So the tokens are noted before those patches and recognised after them: a moved token equals
+    its original, a merged one is nearest to one that it was made of. Only runs with a region need this.
+    """
+
+    def __init__(self) -> None:
+        self.original: Tensor | None = None
+        self.index: Tensor | None = None
+
+    def around(self, patches: Sequence[Callable[..., Any]]) -> list[Callable[..., Any]]:
+        """The attn1 patches with this follower before and after them."""
+        return [self._before, *patches, self._after]
+
+    def _before(self, n: Tensor, context: Tensor, value: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+        self.original = n
+        return n, context, value
+
+    def _after(self, n: Tensor, context: Tensor, value: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+        original, self.index = self.original, None
+        if original is not None and n.shape != original.shape:
+            folded = n.reshape(original.shape[0], -1, n.shape[-1])
+            nearest = torch.cdist(folded.float(), original.float()).argmin(dim=-1)  # [B, T N']
+            self.index = nearest.reshape(n.shape[:2])
+        return n, context, value
+
+    def tokens(self, q: Tensor) -> int:
+        """How many tokens the layer has in the picture itself."""
+        return q.shape[1] if self.index is None or self.original is None else self.original.shape[1]
+
+    def follow(self, reference: ReferenceTokens, part: slice) -> ReferenceTokens:
+        """The same reference with its region on the folded tokens of those rows."""
+        if self.index is None or reference.region is None:
+            return reference
+        return replace(reference, region=reference.region[self.index[part]])
+
+
+def reading_patch(
+    patch: Patch | None,
+    references: Callable[[int, int], Sequence[ReferenceTokens]],
+    chunks: Sequence[object],
+    follower: TokenFollower,
+) -> Patch:
+    """Eq. 3 in place of one self-attention.
+
+    patch: the replacement of another pack that stands there, or None.
+    references: (chunk, tokens) -> what the rows of that chunk read, regions on the layer's own grid of tokens.
+    chunks: the batch's conditionings in order; neighbours that are equal read the same and share one call.
+    """
+
+    def read(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+        own = None if patch is None else patch(q, k, v, options)
+        if k.shape[0] != q.shape[0]:  # HyperTile folds q alone; the host's kernels then fold k and v like this
+            k, v = (x.reshape(q.shape[0], -1, x.shape[-1]) for x in (k, v))
+        rows, start, parts = q.shape[0] // len(chunks), 0, []
+        for _, group in groupby(range(len(chunks)), key=lambda i: chunks[i]):
+            members = list(group)
+            part = slice(start, start + rows * len(members))
+            start = part.stop
+            read_here = [follower.follow(r, part) for r in references(members[0], follower.tokens(q))]
+            own_here = None if own is None else own[part]
+            if read_here:
+                kernel, heads = exact_attention(options), options["n_heads"]
+                parts.append(self_subject_attention(q[part], k[part], v[part], read_here, heads, kernel, own_here))
+            else:
+                parts.append(plain_attention(q[part], k[part], v[part], options) if own_here is None else own_here)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    return read

@@ -1,0 +1,59 @@
+"""The kept features as the host's own model management sees them: one more thing that it may move or unload."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.model_patcher
+
+from ..bank import Features, ReferenceBank, size
+
+
+class BankKeeper(comfy.model_patcher.ModelPatcher):
+    """Stands for a ReferenceBank among the host's loaded models.
+
+    Features are kept on the U-Net's device while there is room. When the host asks for memory they go where the host
+    offloads weights to; where that is the same device (no GPU), an unload drops them.
+    """
+
+    def __init__(self, bank: ReferenceBank) -> None:
+        super().__init__(
+            bank,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+
+    def keep(self, key, features: Features) -> bool:
+        """Put features into the bank on the best device that has room for them. True when kept."""
+        needed = size(features)
+        reserve = comfy.model_management.minimum_inference_memory()
+        for device in dict.fromkeys((self.load_device, self.offload_device)):
+            if comfy.model_management.get_free_memory(device) > needed + reserve:
+                return self.model.put(key, features, device)
+        return False
+
+    def model_size(self) -> int:
+        return self.model.nbytes()
+
+    def loaded_size(self) -> int:
+        return self.model.nbytes(self.load_device)
+
+    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False) -> int:
+        return 0  # features are fetched one noise level at a time
+
+    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False) -> int:
+        return self.model.move(self.load_device, device_to, memory_to_free)
+
+    def detach(self, unpatch_all=True):
+        # The host also detaches, with unpatch_all False, what it is about to load again.
+        if unpatch_all and self.offload_device == self.load_device:
+            self.model.clear()
+        elif unpatch_all:
+            self.model.move(self.load_device, self.offload_device)
+        return self.model
+
+
+def announce(keepers: list[BankKeeper]) -> None:
+    """Tell the host that these features are in use, so that it knows what it can ask back."""
+    comfy.model_management.load_models_gpu(keepers)
+
+

@@ -1,0 +1,149 @@
+"""The reference pass: the noised reference goes alone through the same U-Net, and its keys and values are kept."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import comfy.model_base
+import comfy.patcher_extension
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..bank import Features, LayerFeatures
+from ..subject import Subject, token_grid
+from .attention import Options, Patch, plain_attention
+from .unet import Layer, context_size
+
+EMPTY_TEXT_TOKENS = 77
+
+
+class _Captured(Exception):
+    """Ends the pass at the last layer that is read: nothing after it is used."""
+
+
+def reference_features(
+    model: comfy.model_base.BaseModel,
+    subject: Subject,
+    conditions: dict[str, Tensor],
+    layers: list[Layer],
+    sigma: float,
+    timestep: Tensor,
+) -> Features:
+    """One row through the U-Net, without any other pack's patches: K and V of the foreground, by layer.
+
+    sigma: the reference's noise level. timestep: [1], the network time of the picture being made (they differ where
+    guidance shifts the reference's noise level).
+    """
+    device = timestep.device
+    features: Features = {}
+    foregrounds: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def foreground(tokens: int) -> tuple[Tensor, Tensor]:
+        if tokens not in foregrounds:
+            mask = subject.foreground(*token_grid(*subject.latent.shape[-2:], tokens))
+            present = torch.nonzero(mask).flatten()
+            foregrounds[tokens] = present.to(device), mask[present].to(device)
+        return foregrounds[tokens]
+
+    def capture(layer: Layer) -> Patch:
+        def keep(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+            present, mask = foreground(k.shape[1])
+            features[layer] = LayerFeatures(k[:, present], v[:, present], mask)
+            if layer == layers[-1]:
+                raise _Captured
+            return plain_attention(q, k, v, options)
+
+        return keep
+
+    def at_network_time(executor, x, timesteps, *args, **kwargs):
+        return executor(x, timestep, *args, **kwargs)
+
+    level = torch.tensor([sigma], device=device)
+    latent = model.process_latent_in(subject.latent.to(device, torch.float32))
+    noisy = model.model_sampling.noise_scaling(level, subject.noise().to(device), latent)
+    options: Options = {"sigmas": level, "cond_or_uncond": [0], "patches_replace": {"attn1": {}}}
+    options["patches_replace"]["attn1"] = {layer: capture(layer) for layer in layers}
+    comfy.patcher_extension.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, at_network_time, options)
+    with suppress(_Captured):
+        model.apply_model(noisy, level, **conditions, transformer_options=options)
+    return features
+
+
+def text_conditions(patcher: ModelPatcher, subject: Subject, device: torch.device) -> dict[str, Tensor]:
+    """What the U-Net is told of the reference (context, SDXL's y, an inpainting model's channels), for one row."""
+    model = patcher.model
+    height, width = subject.picture.shape[1:3]
+    latent = torch.zeros_like(subject.latent, device=device)
+    told: dict[str, Any] = {"noise": latent, "device": device, "width": width, "height": height}
+    told |= {"prompt_type": "positive", "latent_image": latent}
+    if subject.caption is not None:
+        told["cross_attn"], more = subject.caption[0]
+        if more.get("pooled_output") is not None:
+            told["pooled_output"] = more["pooled_output"]
+    else:
+        told["cross_attn"] = torch.zeros(1, EMPTY_TEXT_TOKENS, context_size(patcher))
+    if model.adm_channels and "pooled_output" not in told:
+        told["pooled_output"] = _no_pooled_text(model, told)
+    return {
+        name: cond.process_cond(batch_size=1, device=device, area=None).cond.to(device)
+        for name, cond in model.extra_conds(**told).items()
+    }
+
+
+def _no_pooled_text(model: comfy.model_base.BaseModel, told: dict[str, Any]) -> Tensor:
+    """Zeros of the width that the model expects of a pooled text: what its own numbers leave of y."""
+    try:
+        own = model.encode_adm(**told, pooled_output=torch.zeros(1, 0)).shape[-1]
+    except (KeyError, TypeError, RuntimeError):
+        own = 0
+    return torch.zeros(1, model.adm_channels - own)
+
+
+class FeaturesKey(NamedTuple):
+    """Everything, beside the subject itself, that the features depend on.
+
+    The subject carries its own bank, so its latent, mask, caption and noise seed need no place here.
+    """
+
+    model: weakref.ref
+    weights: Hashable
+    hooks: Hashable
+    objects: Hashable
+    layers: tuple[Layer, ...]
+    sigma: float
+    timestep: float
+
+
+def features_key(patcher: ModelPatcher, layers: list[Layer], sigma: float, timestep: float) -> FeaturesKey:
+    """The key of one noise level, for the weights as they stand in the U-Net at this moment."""
+    hooks = patcher.current_hooks.hooks if patcher.current_hooks else []
+    injections = sorted(patcher.injections.items())
+    return FeaturesKey(
+        weakref.ref(patcher.model),
+        patcher.patches_uuid,
+        tuple((hook.hook_ref, hook.strength) for hook in hooks),
+        (
+            tuple((name, _Same(patch)) for name, patch in sorted(patcher.object_patches.items())),
+            tuple((name, *map(_Same, injected)) for name, injected in injections),
+        ),
+        tuple(layers),
+        sigma,
+        timestep,
+    )
+
+
+class _Same:
+    """Equal only to the very same object, and keeps it alive so that its id is not given again."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)

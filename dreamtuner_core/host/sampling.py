@@ -1,0 +1,275 @@
+"""How subjects and guidance take part in a sampling run, and leave no trace of themselves after it.
+
+A node only notes its settings on a clone of the model, and adds one OUTER_SAMPLE wrapper. When a run begins, that
+wrapper makes the run's state and hangs two more wrappers on this run alone: around the U-Net (to claim each
+self-attention at the last moment, around whatever other packs put there), and, where there is guidance, around the
+prediction. Nothing of it outlives the run but the kept features, which belong to the subject.
+"""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.model_patcher
+import comfy.samplers
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from torch import Tensor
+
+from ..attention import ReferenceTokens
+from ..bank import Features
+from ..guidance import Guidance, shift_sigma, step_sigma
+from ..subject import Subject, to_grid, token_grid
+from .attention import Options, TokenFollower, reading_patch
+from .memory import announce
+from .reference import FeaturesKey, features_key, reference_features, text_conditions
+from .unet import self_attentions
+
+KEY = "dreamtuner"
+
+Area = tuple[int, ...] | None
+"""(height, width, top, left) of a regional conditioning, in latents."""
+
+
+@dataclass(frozen=True, eq=False)
+class AppliedSubject:
+    """One subject at work. weight: w_ref. start, end: percent of sampling, 0..1. region: None or [1, H, W] in 0..1."""
+
+    subject: Subject
+    weight: float
+    start: float = 0.0
+    end: float = 1.0
+    region: Tensor | None = None
+
+    def active(self, sigma: float, model_sampling: Any) -> bool:
+        """Whether it is read at this noise level."""
+        first, last = (float(model_sampling.percent_to_sigma(p)) for p in (self.start, self.end))
+        return self.weight > 0 and last <= sigma <= first
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What the nodes have noted on a model."""
+
+    subjects: tuple[AppliedSubject, ...] = ()
+    guidance: Guidance | None = None
+
+
+def with_settings(model: ModelPatcher, change: Callable[[Settings], Settings]) -> ModelPatcher:
+    """A clone of the model with changed settings, ready for sampling."""
+    patched = model.clone()
+    patched.set_attachments(KEY, change(model.get_attachment(KEY) or Settings()))
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
+    return patched
+
+
+def with_subject(model: ModelPatcher, applied: AppliedSubject) -> ModelPatcher:
+    """A clone that reads one more subject."""
+    return with_settings(model, lambda s: replace(s, subjects=(*s.subjects, applied)))
+
+
+def with_guidance(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
+    """A clone whose steps follow Eq. 4-6."""
+    return with_settings(model, lambda s: replace(s, guidance=guidance))
+
+
+def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE wrapper: give this run its own state and options, and take them away after it."""
+    guider = executor.class_obj
+    settings = guider.model_patcher.get_attachment(KEY)
+    subjects = tuple(a for a in settings.subjects if a.weight > 0) if settings else ()
+    if not subjects:
+        return executor(*args, **kwargs)
+
+    shape = _bind(executor, args, kwargs).arguments["noise"].shape
+    run = Run(guider, replace(settings, subjects=subjects), shape[-2:])
+    announce([a.subject.keeper for a in subjects if a.subject.keeper is not None])
+    options = guider.model_options
+    guider.model_options = comfy.model_patcher.create_model_options_clone(options)
+    transformer_options = guider.model_options["transformer_options"]
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, run.forward, transformer_options)
+    if settings.guidance is not None:
+        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run.predict, transformer_options)
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        guider.model_options = options
+
+
+@dataclass(frozen=True)
+class GuidedStep:
+    """Which conditionings are the wanted side (by the host's ids), and which of Eq. 4 and 5 this step follows."""
+
+    wanted: frozenset[uuid.UUID]
+    toward_reference: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the rows of one conditioning read: the shift of the references' noise level, and the rows' own area."""
+
+    shift: float
+    area: Area
+
+
+class Run:
+    """The state of one sampling run."""
+
+    def __init__(self, guider: Any, settings: Settings, latent_size: Sequence[int]) -> None:
+        self.guider = guider
+        self.settings = settings
+        self.latent_size = tuple(latent_size)
+        self.layers = list(self_attentions(guider.model_patcher))
+        self.model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        self.sigmas = self.model_sampling.sigmas.tolist()
+        self.step: GuidedStep | None = None
+        self.conditions: dict[int, dict[str, Tensor]] = {}
+        self.regions: dict[tuple[int, int, Area], Tensor] = {}
+        self.newest: dict[tuple[int, FeaturesKey], Features] = {}
+        for subject in {id(a.subject): a.subject for a in settings.subjects}.values():
+            subject.bank.begin_run()
+
+    def active(self, sigma: float) -> list[int]:
+        """Indices of the subjects that are read at this noise level."""
+        return [i for i, a in enumerate(self.settings.subjects) if a.active(sigma, self.model_sampling)]
+
+    # --- guidance ------------------------------------------------------------------------------------------------
+
+    def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """PREDICT_NOISE wrapper: Eq. 6 draws, Eq. 4 or Eq. 5 predicts."""
+        call = _bind(executor, args, kwargs).arguments
+        conds, sigma = self.guider.conds, float(call["timestep"].max())
+        guidance = self.settings.guidance
+        if guidance is None or not self.active(sigma) or "positive" not in conds:
+            return executor(*args, **kwargs)
+
+        positive = conds["positive"]
+        wanted = frozenset(c["uuid"] for c in positive)
+        for cond in (c for name in conds if name != "positive" for c in conds[name]):
+            if cond["uuid"] in wanted:  # the host copies a regional conditioning to the other side, id and all
+                cond["uuid"] = uuid.uuid4()
+        schedule = call["model_options"]["transformer_options"]["sample_sigmas"].tolist()
+        toward_reference = guidance.toward_reference(call.get("seed") or 0, step_sigma(sigma, schedule))
+        self.step = GuidedStep(wanted, toward_reference)
+        try:
+            if not toward_reference:
+                return executor(*args, **kwargs)
+            return comfy.samplers.sampling_function(  # Eq. 4: the same text without the reference, at w_r
+                self.guider.inner_model,
+                call["x"],
+                call["timestep"],
+                [{**c, "uuid": uuid.uuid4()} for c in positive],
+                positive,
+                guidance.reference_scale,
+                model_options=call["model_options"],
+                seed=call.get("seed"),
+            )
+        finally:
+            self.step = None
+
+    def readings(self, options: Options) -> list[Reading | None]:
+        """What each chunk of the batch reads; None for nothing."""
+        ids = options.get("uuids") or [None] * len(options.get("cond_or_uncond") or [0])
+        return [self._reading(cond_id) for cond_id in ids]
+
+    def _reading(self, cond_id: uuid.UUID | None) -> Reading | None:
+        conds = (c for side in self.guider.conds.values() for c in side)
+        area = next((c.get("area") for c in conds if c["uuid"] == cond_id), None)
+        area = None if area is None else tuple(area)
+        guidance = self.settings.guidance
+        if self.step is None or guidance is None:
+            return Reading(0.0, area)
+        if cond_id in self.step.wanted:
+            return Reading(-guidance.dt, area)
+        return None if self.step.toward_reference else Reading(guidance.dt_uncond, area)
+
+    # --- the U-Net -----------------------------------------------------------------------------------------------
+
+    def forward(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """DIFFUSION_MODEL wrapper: for this call alone, every self-attention becomes Eq. 3."""
+        call = _bind(executor, args, kwargs)
+        options: Options = call.arguments["transformer_options"]
+        timesteps: Tensor = call.arguments["timesteps"]
+        sigma = float(options["sigmas"].max())
+        active, chunks = self.active(sigma), self.readings(options)
+        if not active or not any(chunks):
+            return executor(*args, **kwargs)
+
+        features = {
+            (i, reading.shift): self.features(i, sigma, reading.shift, timesteps[:1])
+            for i in active
+            for reading in filter(None, chunks)
+        }
+        replaced = options.get("patches_replace", {}).get("attn1", {})
+        latent_size = call.arguments["x"].shape[-2:]
+
+        def references(layer: Any) -> Callable[[int, int], list[ReferenceTokens]]:
+            def read(chunk: int, tokens: int) -> list[ReferenceTokens]:
+                reading = chunks[chunk]
+                if reading is None:
+                    return []
+                return [
+                    ReferenceTokens(
+                        *features[i, reading.shift][layer][:2],
+                        self.settings.subjects[i].weight * features[i, reading.shift][layer].mask,
+                        self.region(i, tokens, latent_size, reading.area),
+                    )
+                    for i in active
+                ]
+
+            return read
+
+        follower = TokenFollower()
+        attn1 = {
+            layer: reading_patch(replaced.get(layer, replaced.get(layer[:2])), references(layer), chunks, follower)
+            for layer in self.layers
+        }
+        patches = options.get("patches", {})
+        if "attn1_patch" in patches and any(self.settings.subjects[i].region is not None for i in active):
+            patches = {**patches, "attn1_patch": follower.around(patches["attn1_patch"])}
+        call.arguments["transformer_options"] = {
+            **options,
+            "patches": patches,
+            "patches_replace": {**options.get("patches_replace", {}), "attn1": {**replaced, **attn1}},
+        }
+        return executor(*call.args, **call.kwargs)
+
+    def features(self, i: int, sigma: float, shift: float, timestep: Tensor) -> Features:
+        """The reference's keys and values at this noise level: kept from before, or computed now."""
+        level = shift_sigma(sigma, shift, self.sigmas)
+        subject, patcher, device = self.settings.subjects[i].subject, self.guider.model_patcher, timestep.device
+        key = features_key(patcher, self.layers, level, float(timestep))
+        found = self.newest.get((i, key)) or subject.bank.get(key, device)
+        if found is None:
+            if i not in self.conditions:
+                self.conditions[i] = text_conditions(patcher, subject, device)
+            found = reference_features(patcher.model, subject, self.conditions[i], self.layers, level, timestep)
+            if subject.keeper is not None:
+                subject.keeper.keep(key, found)
+        self.newest = {k: kept for k, kept in self.newest.items() if k[1].timestep == key.timestep} | {(i, key): found}
+        return found
+
+    def region(self, i: int, tokens: int, latent_size: Sequence[int], area: Area) -> Tensor | None:
+        """[N]: how much of this subject each token may see, on the grid of a layer with that many tokens."""
+        region = self.settings.subjects[i].region
+        if region is None:
+            return None
+        if (i, tokens, area) not in self.regions:
+            seen = to_grid(region, *self.latent_size).reshape(1, *self.latent_size)
+            if area is not None:
+                height, width, top, left = area
+                seen = seen[:, top : top + height, left : left + width]
+            self.regions[i, tokens, area] = to_grid(seen, *token_grid(*latent_size, tokens))
+        return self.regions[i, tokens, area]
+
+
+def _bind(executor: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+    """The wrapped call's arguments by name, whatever of them came by position."""
+    call = inspect.signature(executor.original).bind(*args, **kwargs)
+    call.apply_defaults()
+    return call

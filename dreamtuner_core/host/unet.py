@@ -1,0 +1,44 @@
+"""Where a U-Net has its self-attentions, found by looking at its blocks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, SpatialVideoTransformer
+from comfy.model_patcher import ModelPatcher
+
+
+class Layer(NamedTuple):
+    """One self-attention, by the key under which the host looks for its replacement."""
+
+    block: str
+    number: int
+    index: int
+
+
+def self_attentions(patcher: ModelPatcher) -> dict[Layer, BasicTransformerBlock]:
+    """The self-attentions of an image U-Net, in the order in which they run.
+
+    Raises ValueError, in one sentence, for a model that is no U-Net of the SD1.x, SD2.x or SDXL kind.
+    """
+    unet = getattr(patcher.model, "diffusion_model", None)
+    blocks = [("input", i, block) for i, block in enumerate(getattr(unet, "input_blocks", ()))]
+    blocks += [("middle", 0, getattr(unet, "middle_block", None) or ())]
+    blocks += [("output", i, block) for i, block in enumerate(getattr(unet, "output_blocks", ()))]
+    transformers = [(name, i, x) for name, i, block in blocks for x in block if isinstance(x, SpatialTransformer)]
+    if not transformers or any(isinstance(x, SpatialVideoTransformer) for _, _, x in transformers):
+        raise ValueError(
+            "expected an image U-Net of the SD1.x, SD2.x or SDXL kind, but this model is a "
+            f"{type(patcher.model).__name__}; load a checkpoint of one of those families."
+        )
+    return {
+        Layer(name, i, index): block
+        for name, i, transformer in transformers
+        for index, block in enumerate(transformer.transformer_blocks)
+        if isinstance(block, BasicTransformerBlock) and not block.disable_self_attn
+    }
+
+
+def context_size(patcher: ModelPatcher) -> int:
+    """Width of the text context that the U-Net's cross-attentions read (768 SD1.5, 1024 SD2, 2048 SDXL)."""
+    return next(block.attn2.to_k.weight.shape[1] for block in self_attentions(patcher).values())

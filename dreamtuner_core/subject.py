@@ -1,0 +1,113 @@
+"""What one reference picture becomes (section 3.1: the subject on white; method: mask and framing)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .bank import ReferenceBank
+
+MARGIN = 0.125  # of the subject's longer side, kept free all round it
+PRESENT = 0.05  # mask values below this are no part of the subject's outline
+SIZE_STEP = 8  # pixels to one latent
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One reference, ready for the U-Net. Carried by the socket DREAMTUNER_SUBJECT.
+
+    picture: [1, H, W, 3] in 0..1, the subject framed, on white where there is a mask.
+    mask: [1, H, W] in 0..1, m_r; None where the whole picture is the subject.
+    latent: [1, C, H/8, W/8], x^r as the VAE gives it.
+    caption: the host's CONDITIONING that describes the reference; None is no text at all (zeros).
+    noise_seed: the reference's noise, drawn once on the CPU.
+    bank: the features already computed, kept between runs; keeper: what moves them when the host asks for memory.
+    """
+
+    picture: Tensor
+    mask: Tensor | None
+    latent: Tensor
+    caption: Any | None
+    noise_seed: int = 0
+    bank: ReferenceBank = field(default_factory=ReferenceBank)
+    keeper: Any | None = None
+
+    def noise(self) -> Tensor:
+        """[1, C, H/8, W/8] on the CPU; the same for one seed on every machine and at every step."""
+        generator = torch.Generator().manual_seed(self.noise_seed)
+        return torch.randn(self.latent.shape, generator=generator)
+
+    def foreground(self, height: int, width: int) -> Tensor:
+        """m_r on a grid of tokens, by area: [height * width] in 0..1."""
+        if self.mask is None:
+            return torch.ones(height * width)
+        return to_grid(self.mask, height, width)
+
+
+def to_grid(mask: Tensor, height: int, width: int) -> Tensor:
+    """Bring a mask [1, H, W] to a grid of tokens by area: [height * width]."""
+    return F.adaptive_avg_pool2d(mask.float(), (height, width)).flatten()
+
+
+def token_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
+    """Rows and columns of the layer that has so many tokens for a latent of height x width.
+
+    Each down-sampling halves a side and rounds up, as a stride-2 convolution with padding 1 does.
+    """
+    while height * width > tokens:
+        height, width = -(-height // 2), -(-width // 2)
+    if height * width != tokens:
+        raise ValueError(f"{tokens} tokens are no down-sampling of a {height}x{width} latent.")
+    return height, width
+
+
+def subject_mask(mask: Tensor, marks: str) -> Tensor:
+    """Turn a MASK [1, H, W] so that 1 is the subject.
+
+    marks: "subject", "background", or "auto", which takes a mask that covers most of the picture's border for a mask
+    of the background. LoadImage's mask of a cut-out picture is one: it marks what is transparent.
+    """
+    if marks == "auto":
+        border = torch.cat([mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]], dim=-1)
+        marks = "background" if border.mean() > 0.5 else "subject"
+    return 1 - mask if marks == "background" else mask
+
+
+def frame(image: Tensor, mask: Tensor | None, resolution: int) -> tuple[Tensor, Tensor | None]:
+    """Frame the subject so that it is neither cut nor tiny.
+
+    image: [1, H, W, 3]; mask: [1, H, W], 1 = subject. With a mask: the subject on white, in the middle of a square of
+    `resolution`, MARGIN free around it. Without: the whole picture at its own aspect, at the area of that square.
+    Returns picture [1, H', W', 3] and mask [1, H', W'] or None; H' and W' are multiples of 8.
+    """
+    pixels = image.movedim(-1, 1)  # [1, 3, H, W]
+    if mask is None:
+        scale = resolution / (pixels.shape[2] * pixels.shape[3]) ** 0.5
+        size = [max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in pixels.shape[2:]]
+        return _resize(pixels, size).movedim(1, -1), None
+
+    alpha = mask[:, None]  # [1, 1, H, W]
+    on_white = torch.cat([pixels * alpha + (1 - alpha), alpha], dim=1)  # [1, 4, H, W]
+    rows, columns = (torch.nonzero(mask[0].amax(dim) > PRESENT).flatten() for dim in (1, 0))
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    side = round(max(bottom - top, right - left) * (1 + 2 * MARGIN))
+    y, x = (top + bottom - side) // 2, (left + right - side) // 2
+    around = (-x, x + side - image.shape[2], -y, y + side - image.shape[1])  # negative cuts, positive adds
+    square = torch.cat([F.pad(on_white[:, :3], around, value=1.0), F.pad(on_white[:, 3:], around)], dim=1)
+    framed = _resize(square, [resolution, resolution])
+    return framed[:, :3].movedim(1, -1), framed[:, 3]
+
+
+def preview(picture: Tensor, mask: Tensor | None) -> Tensor:
+    """What the method sees: the framed picture, and beside it the mask laid over it: [1, H, 2 W, 3]."""
+    seen = torch.ones(picture.shape[:3]) if mask is None else mask
+    hidden = torch.tensor([0.85, 0.2, 0.35])  # what is masked out, in a colour that few pictures have
+    return torch.cat([picture, torch.lerp(hidden.expand_as(picture), picture, seen[..., None])], dim=2)
+
+
+def _resize(pixels: Tensor, size: list[int]) -> Tensor:
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)

@@ -1,0 +1,16 @@
+"""The nodes: a schema each, and one call into the core. One module per chapter of the method."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .reference_guidance import ReferenceGuidance
+from .self_subject_attention import ApplySelfSubjectAttention
+from .subject import EncodeSubjectImage
+
+
+class DreamTunerExtension(ComfyExtension):
+    """What the host loads from this pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [EncodeSubjectImage, ApplySelfSubjectAttention, ReferenceGuidance]

@@ -1,0 +1,46 @@
+"""Apply Self-Subject Attention: the model looks at the subject while it draws (Eq. 3)."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..dreamtuner_core.host.apply import apply_subject
+from .common import CATEGORY, SubjectSocket, named_errors
+
+
+class ApplySelfSubjectAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamTunerApplySelfSubjectAttention",
+            display_name="Apply Self-Subject Attention",
+            category=CATEGORY,
+            description="Lets every self-attention of the model look at the subject as well. Nothing is trained, and "
+            "the model itself stays as it is. Several in a row are several subjects.",
+            inputs=[
+                io.Model.Input("model"),
+                SubjectSocket.Input("subject"),
+                io.Float.Input(
+                    "reference_weight",
+                    default=3.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly the subject is looked at: 3 for photographs, 2.5 for drawings, 0 not at all. "
+                    "From about 10 on the picture suffers.",
+                ),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="From here on."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="Up to here."),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="Where in the new picture this subject may be looked at; everywhere without one.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, subject, reference_weight, start_percent, end_percent, region=None) -> io.NodeOutput:
+        with named_errors("Apply Self-Subject Attention"):
+            return io.NodeOutput(apply_subject(model, subject, reference_weight, start_percent, end_percent, region))
