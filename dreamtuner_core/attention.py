@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ def self_subject_attention(
     heads: int,
     attention: Attention = softmax_attention,
     own: Tensor | None = None,
+    channels: LogWeightChannels | None = None,
 ) -> Tensor:
     """Eq. 3 for one layer, any number of subjects in one softmax.
 
@@ -61,25 +63,23 @@ def self_subject_attention(
     own: [B, N, C] or None. What another attention patch made of q, k and v. It then stands for the picture's own part
         of Eq. 3, and the reference is added to it with the share of the softmax that is the reference's. Exact
         whenever that patch computes attention in some other way; a sensible meaning where it does something else.
+    channels: what `log_weight_channels` gave for these references, so that the same work is not done in each layer
+        and step; computed here when None.
     """
     if not references:
         return attention(q, k, v, heads) if own is None else own
 
     rows, own_keys, head_size = q.shape[0], k.shape[1], q.shape[-1] // heads
+    query_side, key_side, value_side = channels or log_weight_channels(q, own_keys, references, heads)
+    wide = head_size + query_side.shape[-1]
     own_values = v if own is None else torch.zeros_like(v)
     keys = torch.cat([k, *(r.k.expand(rows, -1, -1) for r in references)], dim=1)  # [B, K + M, C]
     values = torch.cat([own_values, *(r.v.expand(rows, -1, -1) for r in references)], dim=1)
-    is_reference = (torch.arange(keys.shape[1], device=q.device) >= own_keys).to(q.dtype)
-
-    # Channels of one head: its own, one that in v counts the reference's share, those of log m, zeros up to alignment.
-    channels = 1 + sum(2 for r in references if r.region is not None) + 2
-    wide = head_size + channels + -(head_size + channels) % ALIGNMENT
-    query_channels, key_channels = _log_weight_channels(q, own_keys, references, wide)
 
     out = attention(
-        _widen(q * math.sqrt(wide / head_size), query_channels, heads, wide),
-        _widen(keys, key_channels, heads, wide),
-        _widen(values, is_reference[None, :, None], heads, wide),
+        _widen(q * math.sqrt(wide / head_size), query_side, heads),
+        _widen(keys, key_side, heads),
+        _widen(values, value_side, heads),
         heads,
     ).unflatten(-1, (heads, wide))
     result = out[..., :head_size]
@@ -88,42 +88,61 @@ def self_subject_attention(
     return result.flatten(2)
 
 
-def _log_weight_channels(
-    q: Tensor, own_keys: int, references: Sequence[ReferenceTokens], wide: int
-) -> tuple[Tensor, Tensor]:
-    """Channels ([B or 1, N, E], [1, K + M, E]) whose product, scaled by 1 / sqrt(wide), is log m.
+class LogWeightChannels(NamedTuple):
+    """Channels to append to every head of q [B or 1, N, E], of k and of v [1, K + M, E].
 
-    One side of each product carries the logarithm, in two channels (rounded, and what rounding left) so that a half
-    precision type does not round the weight; the other side is a power of two, so nothing is rounded there.
+    Those of q and k multiply to log m. In v the first one is 1 for a reference's token: it comes out as the share of
+    the softmax that the references have. The rest are zeros, up to a head size that kernels like.
     """
+
+    query_side: Tensor
+    key_side: Tensor
+    value_side: Tensor
+
+
+def log_weight_channels(
+    q: Tensor, own_keys: int, references: Sequence[ReferenceTokens], heads: int
+) -> LogWeightChannels:
+    """log m of Eq. 3 for q [B, N, C] over K own keys and the references' M.
+
+    A logarithm rides in two channels (rounded, and what rounding left), so that a half precision type does not round
+    the weight; its partner on the other side is a power of two, which rounds nothing.
+    """
+    head_size = q.shape[-1] // heads
+    used = 1 + 2 + sum(2 for r in references if r.region is not None)
+    extra = used + -(head_size + used) % ALIGNMENT
     precise = torch.promote_types(q.dtype, torch.float32)
-    unit = 2.0 ** round(math.log2(math.sqrt(wide)))
-    gain = math.sqrt(wide) / unit
+    root = math.sqrt(head_size + extra)  # what the kernel divides products by
+    unit = 2.0 ** round(math.log2(root))
 
     def logarithm(x: Tensor) -> Tensor:
-        exact = x.to(precise).log().clamp(min=LOG_ZERO) * gain
+        exact = x.to(precise).log().clamp(min=LOG_ZERO) * (root / unit)
         rounded = exact.to(q.dtype)
         return torch.stack([rounded, (exact - rounded.to(precise)).to(q.dtype)], dim=-1)
 
     weight = torch.cat([q.new_ones(own_keys, dtype=precise), *(r.weight.to(precise) for r in references)])  # [K + M]
-    share = [q.new_zeros(1, q.shape[1], 1), q.new_zeros(1, len(weight), 1)]
-    query_side, key_side = [share[0], q.new_full((1, q.shape[1], 2), unit)], [share[1], logarithm(weight)[None]]
+    tokens = len(weight)
+    is_reference = (torch.arange(tokens, device=q.device) >= own_keys).to(q.dtype)
+    query_side = [q.new_zeros(1, q.shape[1], 1), q.new_full((1, q.shape[1], 2), unit)]
+    key_side = [q.new_zeros(1, tokens, 1), logarithm(weight)[None]]
     start = own_keys
     for r in references:
         stop = start + r.k.shape[1]
         if r.region is not None:
-            subject = q.new_zeros(1, len(weight), 2)
+            subject = q.new_zeros(1, tokens, 2)
             subject[:, start:stop] = unit
             query_side.append(logarithm(r.region.reshape(-1, q.shape[1])))
             key_side.append(subject)
         start = stop
     rows = max(x.shape[0] for x in query_side)
-    return torch.cat([x.expand(rows, -1, -1) for x in query_side], dim=-1), torch.cat(key_side, dim=-1)
+    return LogWeightChannels(
+        F.pad(torch.cat([x.expand(rows, -1, -1) for x in query_side], dim=-1), (0, extra - used)),
+        F.pad(torch.cat(key_side, dim=-1), (0, extra - used)),
+        F.pad(is_reference[None, :, None], (0, extra - 1)),
+    )
 
 
-def _widen(x: Tensor, channels: Tensor, heads: int, wide: int) -> Tensor:
-    """Append channels [B or 1, T, E] to each head of x [B, T, heads * d], zeros after: [B, T, heads * wide]."""
+def _widen(x: Tensor, channels: Tensor, heads: int) -> Tensor:
+    """Append channels [B or 1, T, E] to each head of x [B, T, heads * d]: [B, T, heads * (d + E)]."""
     x = x.unflatten(-1, (heads, -1))  # [B, T, heads, d]
-    extra = channels[:, :, None].expand(x.shape[0], -1, heads, -1)
-    x = torch.cat([x, extra], dim=-1)
-    return F.pad(x, (0, wide - x.shape[-1])).flatten(2)
+    return torch.cat([x, channels[:, :, None].expand(x.shape[0], -1, heads, -1)], dim=-1).flatten(2)

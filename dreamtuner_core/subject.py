@@ -58,11 +58,12 @@ def token_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
 
     Each down-sampling halves a side and rounds up, as a stride-2 convolution with padding 1 does.
     """
-    while height * width > tokens:
-        height, width = -(-height // 2), -(-width // 2)
-    if height * width != tokens:
+    rows, columns = height, width
+    while rows * columns > tokens:
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    if rows * columns != tokens:
         raise ValueError(f"{tokens} tokens are no down-sampling of a {height}x{width} latent.")
-    return height, width
+    return rows, columns
 
 
 def subject_mask(mask: Tensor, marks: str) -> Tensor:

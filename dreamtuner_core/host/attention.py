@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -12,7 +12,13 @@ import comfy.ldm.modules.attention as host
 import torch
 from torch import Tensor
 
-from ..attention import Attention, ReferenceTokens, self_subject_attention
+from ..attention import (
+    Attention,
+    LogWeightChannels,
+    ReferenceTokens,
+    log_weight_channels,
+    self_subject_attention,
+)
 
 Options = dict[str, Any]
 Patch = Callable[[Tensor, Tensor, Tensor, Options], Tensor]
@@ -80,12 +86,14 @@ def reading_patch(
     references: Callable[[int, int], Sequence[ReferenceTokens]],
     chunks: Sequence[object],
     follower: TokenFollower,
+    channels: dict[Hashable, LogWeightChannels],
 ) -> Patch:
     """Eq. 3 in place of one self-attention.
 
     patch: the replacement of another pack that stands there, or None.
     references: (chunk, tokens) -> what the rows of that chunk read, regions on the layer's own grid of tokens.
     chunks: the batch's conditionings in order; neighbours that are equal read the same and share one call.
+    channels: log m, kept for all layers and steps that have the same.
     """
 
     def read(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
@@ -99,11 +107,16 @@ def reading_patch(
             start = part.stop
             read_here = [follower.follow(r, part) for r in references(members[0], follower.tokens(q))]
             own_here = None if own is None else own[part]
-            if read_here:
-                kernel, heads = exact_attention(options), options["n_heads"]
-                parts.append(self_subject_attention(q[part], k[part], v[part], read_here, heads, kernel, own_here))
-            else:
+            if not read_here:
                 parts.append(plain_attention(q[part], k[part], v[part], options) if own_here is None else own_here)
+                continue
+            heads = options["n_heads"]
+            key = (chunks[members[0]], q.shape[1:], k.shape[1], heads, q.dtype, *(len(r.weight) for r in read_here))
+            log_m = channels.get(key) if follower.index is None else None
+            if log_m is None:
+                log_m = channels[key] = log_weight_channels(q[part], k.shape[1], read_here, heads)
+            kernel = exact_attention(options)
+            parts.append(self_subject_attention(q[part], k[part], v[part], read_here, heads, kernel, own_here, log_m))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return read

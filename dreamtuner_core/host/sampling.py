@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
-from ..attention import ReferenceTokens
+from ..attention import LogWeightChannels, ReferenceTokens
 from ..bank import Features
 from ..guidance import Guidance, shift_sigma, step_sigma
 from ..subject import Subject, to_grid, token_grid
@@ -44,11 +44,6 @@ class AppliedSubject:
     start: float = 0.0
     end: float = 1.0
     region: Tensor | None = None
-
-    def active(self, sigma: float, model_sampling: Any) -> bool:
-        """Whether it is read at this noise level."""
-        first, last = (float(model_sampling.percent_to_sigma(p)) for p in (self.start, self.end))
-        return self.weight > 0 and last <= sigma <= first
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +120,15 @@ class Run:
         self.settings = settings
         self.latent_size = tuple(latent_size)
         self.layers = list(self_attentions(guider.model_patcher))
-        self.model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        self.sigmas = self.model_sampling.sigmas.tolist()
+        model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        self.sigmas = model_sampling.sigmas.tolist()
+        self.ranges = [
+            tuple(float(model_sampling.percent_to_sigma(percent)) for percent in (a.start, a.end))
+            for a in settings.subjects
+        ]
         self.step: GuidedStep | None = None
         self.conditions: dict[int, dict[str, Tensor]] = {}
+        self.channels: dict[Hashable, LogWeightChannels] = {}
         self.regions: dict[tuple[int, int, Area], Tensor] = {}
         self.newest: dict[tuple[int, FeaturesKey], Features] = {}
         for subject in {id(a.subject): a.subject for a in settings.subjects}.values():
@@ -136,7 +136,7 @@ class Run:
 
     def active(self, sigma: float) -> list[int]:
         """Indices of the subjects that are read at this noise level."""
-        return [i for i, a in enumerate(self.settings.subjects) if a.active(sigma, self.model_sampling)]
+        return [i for i, (first, last) in enumerate(self.ranges) if last <= sigma <= first]
 
     # --- guidance ------------------------------------------------------------------------------------------------
 
@@ -226,7 +226,13 @@ class Run:
 
         follower = TokenFollower()
         attn1 = {
-            layer: reading_patch(replaced.get(layer, replaced.get(layer[:2])), references(layer), chunks, follower)
+            layer: reading_patch(
+                replaced.get(layer, replaced.get(layer[:2])),
+                references(layer),
+                [reading and (*active, reading) for reading in chunks],
+                follower,
+                self.channels,
+            )
             for layer in self.layers
         }
         patches = options.get("patches", {})

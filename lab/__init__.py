@@ -1,0 +1,1 @@
+"""The workbench: set-up, demo, tests and figures. Not shipped to artists."""

@@ -1,0 +1,95 @@
+"""`python3 -m lab COMMAND ...`: set up what is missing, then run the command inside the lab's environment.
+
+commands:
+  demo      queue the shipped workflow on a real ComfyUI and write a sheet of pictures
+  test      the whole suite: ruff, mypy, pytest, on both hosts (further arguments go to pytest)
+  bench     speed and memory of the method against plain sampling
+  measure   likeness and quality of the method
+  mini      the small base model: its data, training and checks
+
+options:
+  --host VERSION   which ComfyUI to use, for demo and test: {versions}
+
+environment:
+  COMFYUI_PATH     use the ComfyUI installed there instead of fetching one
+  COMFYUI_PYTHON   the Python that runs it; else the one in its venv/ or .venv/, else the lab's own
+
+The first run makes .lab/ (minutes); later ones find it there (seconds). `python3 -m lab COMMAND --help` says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from lab.host import HOSTS, ROOT, SetupError, prepare, say
+
+MODULES = {
+    "demo": "lab.demo",
+    "test": "lab.suite",
+    "bench": "lab.bench",
+    "measure": "lab.measure",
+    "mini": "lab.mini.__main__",
+}
+INSIDE = "DREAMTUNER_LAB_INSIDE"  # set in the process that runs in the environment
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print((__doc__ or "").format(versions=", ".join(HOSTS)))
+        return 0 if argv else 2
+    parser = argparse.ArgumentParser(prog="python3 -m lab", add_help=False, allow_abbrev=False)
+    parser.add_argument("--host", choices=HOSTS)
+    options, (command, *rest) = parser.parse_known_args(argv)
+    if command not in MODULES:
+        say(f"There is no command {command!r}: choose one of {', '.join(MODULES)}.")
+        return 2
+    if INSIDE in os.environ:
+        return _run(command, rest)
+    return _enter(options.host, [command, *rest])
+
+
+def _enter(version: str | None, arguments: Sequence[str]) -> int:
+    """Set up, then become this same command in the environment."""
+    try:
+        host = prepare(version)
+    except (SetupError, OSError) as error:
+        say(str(error))
+        return 1
+    say(f"ComfyUI {host.version} at {host.tree}")
+    variables = {INSIDE: "1", "DREAMTUNER_HOST_TREE": str(host.tree)}
+    if version or "COMFYUI_PATH" in os.environ:
+        variables["DREAMTUNER_ONE_HOST"] = "1"  # `test` then leaves the other hosts alone
+    os.chdir(ROOT)
+    sys.stdout.flush()
+    os.execve(host.python, [str(host.python), "-m", "lab", *arguments], os.environ | variables)
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    signal.signal(signal.SIGTERM, _leave)
+    name = MODULES[command]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        part_of_lab = name.startswith(error.name or "?")
+        say(f"{command} is not in this checkout ({name})." if part_of_lab else f"{command} needs {error.name}.")
+        return 1
+    try:
+        return module.main(list(arguments)) or 0
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """A polite kill unwinds the stack, so that servers are stopped and folders removed."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,28 @@
+"""Start ComfyUI's main.py: `python launch.py TREE [main.py's arguments]`. ComfyServer's other half.
+
+Adds two things to a plain `python main.py`: the shim of lab/shim.py, and an end to the server when its standard
+input closes. The starter holds the other end of that pipe, so the server never outlives it, not even a kill -9.
+"""
+
+import os
+import runpy
+import sys
+import threading
+from pathlib import Path
+
+import shim  # type: ignore[import-not-found]  # lies beside this script; `lab` is not on a server's path
+
+tree = sys.argv[1]
+sys.argv[:] = [str(Path(tree, "main.py")), *sys.argv[2:]]
+sys.path[0] = tree  # what `python main.py` would have put there, in place of this folder
+
+
+def _end_with_the_starter() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    shim.install()
+    threading.Thread(target=_end_with_the_starter, daemon=True).start()
+    runpy.run_path(sys.argv[0], run_name="__main__")

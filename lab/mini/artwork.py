@@ -1,0 +1,135 @@
+"""Artwork of the mini base: emoji drawings rendered once to RGBA and packed into one archive.
+
+Five drawings of each concept (three designs of their own and two renderings of a fourth) come from
+npm packages; their licences stand in README.md. The archive is a zip of 256 px WebP files with alpha,
+named `<concept>/<drawing>.webp`.
+"""
+import io
+import json
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+from PIL import Image
+
+SIDE = 256
+DRAWINGS = {
+    "noto": "@iconify-json/noto@1.2.9",
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",
+    "twemoji": "@iconify-json/twemoji@1.2.5",
+    "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "fluent-3d": "@lobehub/fluent-emoji-3d@1.1.0",
+}
+NAMES_PACKAGE = "unicode-emoji-json@0.9.0"
+GROUPS = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects")
+
+HERE = Path(__file__).parent
+ARCHIVE = HERE / "artwork.zip"
+HELD_OUT = HERE / "held_out.json"
+
+
+def fetch_package(spec: str, folder: Path) -> tarfile.TarFile:
+    """The tarball of an npm package `name@version`, fetched by `npm pack` when it is not in `folder`."""
+    name, version = spec.rsplit("@", 1)
+    path = folder / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            subprocess.run(["npm", "pack", spec, "--pack-destination", str(folder)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise SystemExit(f"Cannot fetch {spec} with `npm pack`: {error}. Put its tarball at {path}.") from error
+    return tarfile.open(path)
+
+
+def list_concepts(folder: Path, names: tuple[str, ...] | None) -> dict[str, str]:
+    """{emoji name: code points}, e.g. {"butterfly": "1f98b"}: the named ones, or every one of GROUPS."""
+    with fetch_package(NAMES_PACKAGE, folder) as package:
+        table = json.load(package.extractfile("package/data-by-emoji.json"))
+    concepts = {entry["name"].lower(): "-".join(f"{ord(c):x}" for c in emoji)
+                for emoji, entry in table.items() if entry["group"] in GROUPS}
+    if names is None:
+        return concepts
+    unknown = [name for name in names if name not in concepts]
+    if unknown:
+        raise SystemExit(f"No emoji is named {', '.join(unknown)} in {NAMES_PACKAGE}.")
+    return {name: concepts[name] for name in names}
+
+
+def svg_renderer(package: tarfile.TarFile):
+    """(concept, code points) -> RGBA image, from an iconify package (noto-v1 has no table of code points)."""
+    import resvg_py  # needed only to build the archive
+
+    chars = json.load(package.extractfile("package/chars.json"))
+    icons = json.load(package.extractfile("package/icons.json"))
+
+    def render(concept: str, code: str) -> Image.Image:
+        name = chars.get(code) or chars.get(code.removesuffix("-fe0f")) or concept.replace(" ", "-")
+        icon = icons["icons"][name]
+        width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE)
+        return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+
+    return render
+
+
+def webp_renderer(package: tarfile.TarFile):
+    """(concept, code points) -> RGBA image, from the 3d package's ready pictures."""
+    members = {Path(m.name).stem: m for m in package.getmembers()}
+
+    def render(concept: str, code: str) -> Image.Image:
+        member = members.get(code) or members[code.removesuffix("-fe0f")]
+        return Image.open(io.BytesIO(package.extractfile(member).read())).convert("RGBA").resize((SIDE, SIDE))
+
+    return render
+
+
+def build_archive(path: Path, npm_folder: Path, names: tuple[str, ...] | None) -> None:
+    """Render every drawing of the concepts and pack them; missing or broken ones are counted and told."""
+    concepts, skipped = list_concepts(npm_folder, names), []
+    partial = path.with_suffix(".part")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for drawing, spec in DRAWINGS.items():
+            package = fetch_package(spec, npm_folder)
+            render = webp_renderer(package) if drawing == "fluent-3d" else svg_renderer(package)
+            for concept, code in concepts.items():
+                try:
+                    image = render(concept, code)
+                except (KeyError, OSError, ValueError, RuntimeError):
+                    skipped.append(f"{concept}/{drawing}")
+                    continue
+                if image.getchannel("A").getbbox() is None:
+                    skipped.append(f"{concept}/{drawing}")
+                    continue
+                data = io.BytesIO()
+                image.save(data, "WEBP", quality=90, method=6)
+                archive.writestr(f"{concept}/{drawing}.webp", data.getvalue())
+    partial.rename(path)
+    if skipped:
+        print(f"{len(skipped)} drawings are missing or broken and were left out: {', '.join(skipped[:8])} ...")
+
+
+def load_artwork(path: Path) -> dict[tuple[str, str], Image.Image]:
+    """{(concept, drawing): RGBA image, cropped to its alpha}."""
+    artwork = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            concept, drawing = name.removesuffix(".webp").split("/")
+            image = Image.open(io.BytesIO(archive.read(name))).convert("RGBA")
+            artwork[concept, drawing] = image.crop(image.getchannel("A").getbbox())
+    return artwork
+
+
+def load_held_out() -> set[tuple[str, str]]:
+    """(concept, drawing) pairs that no training picture may show."""
+    return {(concept, drawing) for concept, drawings in json.loads(HELD_OUT.read_text()).items() for drawing in drawings}
+
+
+def training_artwork(path: Path) -> dict[str, list[Image.Image]]:
+    """{concept: its training drawings}."""
+    held_out, concepts = load_held_out(), {}
+    for (concept, drawing), image in load_artwork(path).items():
+        if (concept, drawing) not in held_out:
+            concepts.setdefault(concept, []).append(image)
+    return concepts

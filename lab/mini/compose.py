@@ -1,0 +1,116 @@
+"""Training pictures: one drawing (sometimes the same one twice or thrice, sometimes two subjects) on a scene.
+
+The same drawing repeated at other sizes and places is what teaches self-attention to look for the same
+thing elsewhere. A drawing's hue is turned in half of the pictures, so that "a cat" leaves open which cat
+and an individual has more than a handful of looks; repeated drawings share the turned hue.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .scenes import SCENES
+
+REPEATED, TWO_SUBJECTS, HUE_TURNED = 0.35, 0.10, 0.5
+MAX_ROTATION = 12  # degrees
+MAX_OVERLAP = 0.15  # of the smaller of two boxes
+
+
+@dataclass(frozen=True)
+class Picture:
+    pixels: np.ndarray  # [side, side, 3] uint8
+    mask: np.ndarray  # [side, side] uint8, 255 where a subject is
+    caption: str
+
+
+def turn_hue(image: Image.Image, turn: float) -> Image.Image:
+    """Rotate the hue of an RGBA image by `turn` of the circle."""
+    hue, saturation, value = image.convert("RGB").convert("HSV").split()
+    hue = hue.point(lambda h: (h + int(256 * turn)) % 256)
+    turned = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    turned.putalpha(image.getchannel("A"))
+    return turned
+
+
+def pose(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """One view of a drawing: flipped or not, rotated a little, its longer side `size` pixels."""
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    angle = float(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+    scale = 2 * size / max(image.size)  # rotate at twice the size, then reduce
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
+    image = image.rotate(angle, Image.Resampling.BILINEAR, expand=True)
+    image = image.crop(image.getchannel("A").getbbox())
+    scale = size / max(image.size)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BOX)
+
+
+def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Shared area of two boxes (left, top, right, bottom) as a share of the smaller one."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+
+
+def place(canvas: Image.Image, mask: Image.Image, views: list[Image.Image], rng: np.random.Generator) -> int:
+    """Paste views at random places where they hardly overlap; returns how many found a place."""
+    side, boxes = canvas.width, []
+    for view in views:
+        for _ in range(20):
+            left, top = (int(rng.integers(0, side - extent + 1)) for extent in view.size)
+            box = (left, top, left + view.width, top + view.height)
+            if all(overlap(box, other) <= MAX_OVERLAP for other in boxes):
+                canvas.paste(view, box[:2], view)
+                mask.paste(view.getchannel("A"), box[:2], view)
+                boxes.append(box)
+                break
+        else:
+            break
+    return len(boxes)
+
+
+def one(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def many(noun: str) -> str:
+    if noun.endswith("fish"):
+        return noun
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def caption_of(subjects: list[str], scene: str) -> str:
+    """"a cat, on grass"; "two cats, on grass"; "a cat and a car, on grass"."""
+    if len(subjects) > 1 and len(set(subjects)) == 1:
+        what = f"{('two', 'three')[len(subjects) - 2]} {many(subjects[0])}"
+    else:
+        what = " and ".join(one(subject) for subject in subjects)
+    return f"{what}, on {scene}"
+
+
+def compose(artwork: dict[str, list[Image.Image]], side: int, rng: np.random.Generator,
+            concept: str | None = None) -> Picture:
+    """One training picture. `artwork`: {concept: drawings}; `concept` fixes the (first) subject."""
+    concepts = list(artwork)
+    scene = list(SCENES)[rng.integers(len(SCENES))]
+    subjects = [concept or concepts[rng.integers(len(concepts))]]
+    kind = rng.random()
+    if kind < REPEATED:
+        subjects *= int(rng.integers(2, 4))
+    elif kind < REPEATED + TWO_SUBJECTS and len(concepts) > 1:
+        subjects.append(concepts[rng.integers(len(concepts))])
+    drawings = {}
+    for subject in subjects:
+        if subject not in drawings:
+            drawing = artwork[subject][rng.integers(len(artwork[subject]))]
+            drawings[subject] = turn_hue(drawing, rng.random()) if rng.random() < HUE_TURNED else drawing
+    largest, smallest = ((0.95, 0.5), (0.6, 0.35), (0.5, 0.3))[len(subjects) - 1]
+    sizes = sorted((round(side * rng.uniform(smallest, largest)) for _ in subjects), reverse=True)
+    views = [pose(drawings[subject], size, rng) for subject, size in zip(subjects, sizes)]
+    canvas = Image.fromarray((SCENES[scene](side, rng).clip(0, 1) * 255).astype(np.uint8))
+    mask = Image.new("L", (side, side))
+    placed = place(canvas, mask, views, rng)
+    return Picture(np.asarray(canvas), np.asarray(mask), caption_of(subjects[:placed], scene))

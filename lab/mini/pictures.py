@@ -1,0 +1,52 @@
+"""The training pictures, composed once: `pictures.npy` [N, side, side, 3] uint8 and `captions.json`."""
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .artwork import load_artwork, load_held_out
+from .compose import compose
+
+CHUNK = 500
+
+
+def artwork_by_word(archive: Path, concepts: dict[str, str] | None, held_out: bool) -> dict[str, list[Image.Image]]:
+    """{caption word: its drawings}, either all but the held-out ones or only those."""
+    withheld, drawings = load_held_out(), {}
+    loaded = load_artwork(archive)
+    words = {name: word for word, name in concepts.items()} if concepts else {name: name for name, _ in loaded}
+    for (name, drawing), image in loaded.items():
+        if name in words and ((name, drawing) in withheld) == held_out:
+            drawings.setdefault(words[name], []).append(image)
+    return drawings
+
+
+def compose_chunk(task: tuple[Path, dict[str, str] | None, int, int, int, bool]) -> tuple[np.ndarray, list[str]]:
+    """Pictures number `start` onward, each from its own seed: (archive, concepts, side, start, count, held_out)."""
+    archive, concepts, side, start, count, held_out = task
+    artwork = artwork_by_word(archive, concepts, held_out)
+    pictures = [compose(artwork, side, np.random.default_rng([int(held_out), start + i])) for i in range(count)]
+    return np.stack([p.pixels for p in pictures]), [p.caption for p in pictures]
+
+
+def compose_all(folder: Path, archive: Path, concepts: dict[str, str] | None, side: int, count: int) -> None:
+    """Compose `count` training pictures into `folder`."""
+    partial, captions = folder / "pictures.part.npy", []
+    pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, side, side, 3))
+    tasks = [(archive, concepts, side, start, min(CHUNK, count - start), False) for start in range(0, count, CHUNK)]
+    with ProcessPoolExecutor(os.cpu_count()) as workers:
+        for task, (pixels, words) in zip(tasks, workers.map(compose_chunk, tasks)):
+            pictures[task[3]:task[3] + len(pixels)] = pixels
+            captions += words
+            print(f"composed {len(captions)} of {count} pictures", flush=True)
+    pictures.flush()
+    (folder / "captions.json").write_text(json.dumps(captions))
+    partial.rename(folder / "pictures.npy")
+
+
+def open_pictures(folder: Path) -> np.ndarray:
+    """Memory-mapped [N, side, side, 3] uint8."""
+    return np.load(folder / "pictures.npy", mmap_mode="r")

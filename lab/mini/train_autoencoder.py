@@ -1,0 +1,112 @@
+"""Train the autoencoder on random crops of the composed pictures."""
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .autoencoder import Autoencoder
+from .checkpoint import load_checkpoint, load_weights, save_checkpoint
+from .config import Preset
+from .muon import Muon, split_parameters
+from .pictures import compose_chunk, open_pictures
+
+LEARNING_RATE, WARMUP, DECAY_FROM = 2e-3, 30, 0.5  # the rate falls linearly to zero over the last half of the steps
+OUTER_LAYERS = ("taesd_encoder.0.", "taesd_encoder.14.", "taesd_decoder.1.", "taesd_decoder.19.")
+LATENT_NOISE = 0.1  # added to the latents while training: the decoder must bear the U-Net's small errors
+SAVE_EVERY = 100
+
+
+def draw_crops(pictures: np.ndarray, batch: int, crop: int, generator: torch.Generator) -> Tensor:
+    """Random crops [batch, 3, crop, crop] in 0..1, channels last."""
+    picks = torch.randint(len(pictures), (batch,), generator=generator).tolist()
+    corners = torch.randint(pictures.shape[1] - crop + 1, (batch, 2), generator=generator).tolist()
+    crops = np.stack([pictures[i, y:y + crop, x:x + crop] for i, (y, x) in zip(picks, corners)])
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+
+
+def edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbouring pixels, across and down."""
+    return pictures.diff(dim=3), pictures.diff(dim=2)
+
+
+def reconstruction_loss(restored: Tensor, pictures: Tensor) -> Tensor:
+    """L1 + MSE, and L1 on edges, which keeps outlines crisp."""
+    loss = F.l1_loss(restored, pictures) + F.mse_loss(restored, pictures)
+    return loss + 0.5 * sum(F.l1_loss(a, b) for a, b in zip(edges(restored), edges(pictures)))
+
+
+def unit_variance_loss(latents: Tensor) -> Tensor:
+    """Pulls each latent channel to mean 0 and standard deviation 1."""
+    std, mean = torch.std_mean(latents, dim=(0, 2, 3))
+    return (mean.square() + std.log().square()).mean()
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up, flat, then linear to zero."""
+    return LEARNING_RATE * min(1, (step + 1) / WARMUP, (1 - step / steps) / (1 - DECAY_FROM))
+
+
+def train_autoencoder(folder: Path, preset: Preset, device: torch.device) -> None:
+    """Train to `preset.autoencoder_steps`, resuming from `folder/autoencoder.pt`."""
+    path, pictures = folder / "autoencoder.pt", open_pictures(folder)
+    torch.manual_seed(0)
+    model = Autoencoder(preset.widths)
+    generator, start = torch.Generator().manual_seed(1), 0
+    optimiser_states = None
+    if (saved := load_checkpoint(path)) is not None:
+        load_weights(model, saved["model"], path)
+        generator.set_state(saved["generator"])
+        optimiser_states, start = saved["optimisers"], saved["step"]
+    model = model.to(device, memory_format=torch.channels_last)
+    hidden, outer = split_parameters(model, OUTER_LAYERS)
+    optimisers = [Muon(hidden, lr=LEARNING_RATE), torch.optim.AdamW(outer, betas=(0.9, 0.99))]
+    for optimiser, state in zip(optimisers, optimiser_states or ()):
+        optimiser.load_state_dict(state)
+    began = time.monotonic()
+    for step in range(start, preset.autoencoder_steps):
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            group["lr"] = learning_rate(step, preset.autoencoder_steps)
+        crops = draw_crops(pictures, preset.autoencoder_batch, preset.crop, generator)
+        # drawn on the CPU, so that a resumed run sees the same noise on any device
+        noise = torch.randn((len(crops), 4, preset.crop // 8, preset.crop // 8), generator=generator)
+        crops = crops.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            latents = model.encode(crops)
+            restored = model.decode(latents + LATENT_NOISE * noise.to(device)).float()
+        loss = reconstruction_loss(restored, crops) + 0.1 * unit_variance_loss(latents.float())
+        model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+        done = step + 1
+        if done % 20 == 0:
+            speed = (done - start) * preset.autoencoder_batch / (time.monotonic() - began)
+            error = F.mse_loss(restored.clamp(0, 1), crops).item()
+            print(f"autoencoder {done}/{preset.autoencoder_steps} loss {loss.item():.4f} "
+                  f"psnr {-10 * math.log10(error):.2f} std {latents.float().std().item():.3f} {speed:.0f} crops/s", flush=True)
+        if done % SAVE_EVERY == 0 or done == preset.autoencoder_steps:
+            save_checkpoint(path, {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers],
+                                   "generator": generator.get_state(), "step": done})
+
+
+def load_autoencoder(folder: Path, preset: Preset) -> Autoencoder:
+    path = folder / "autoencoder.pt"
+    if (saved := load_checkpoint(path)) is None:
+        raise SystemExit(f"There is no autoencoder at {path} yet: run the `autoencoder` stage first.")
+    model = Autoencoder(preset.widths)
+    load_weights(model, saved["model"], path)
+    return model.eval()
+
+
+@torch.inference_mode()
+def held_out_psnr(model: Autoencoder, archive: Path, preset: Preset, count: int = 64) -> float:
+    """Mean PSNR in dB over pictures composed of held-out drawings, in fp32."""
+    pixels, _ = compose_chunk((archive, preset.concepts, preset.side, 0, count, True))
+    pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    restored = model.float().decode(model.encode(pictures)).clamp(0, 1)
+    return (-10 * (restored - pictures).square().mean(dim=(1, 2, 3)).log10()).mean().item()

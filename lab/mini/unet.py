@@ -1,0 +1,182 @@
+"""U-Net of the SD1.x kind in plain torch, with the host's module names.
+
+Layout and state-dict keys: ComfyUI comfy/ldm/modules/diffusionmodules/openaimodel.py (UNetModel, convolution
+projections, one transformer block at every level) and comfy/ldm/modules/attention.py. Written out here so
+that a bare machine with torch alone can train it.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(t: Tensor, width: int, max_period: int = 10000) -> Tensor:
+    """Sinusoidal embedding, cosines first: [B] -> [B, width]."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class ResBlock(nn.Module):
+    def __init__(self, n_in: int, n_out: int, time_width: int):
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, n_in), nn.SiLU(), nn.Conv2d(n_in, n_out, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_width, n_out))
+        self.out_layers = nn.Sequential(nn.GroupNorm(32, n_out), nn.SiLU(), nn.Dropout(0),
+                                        nn.Conv2d(n_out, n_out, 3, padding=1))
+        self.skip_connection = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        nn.init.zeros_(self.out_layers[3].weight)
+        nn.init.zeros_(self.out_layers[3].bias)
+
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """[B, n_in, H, W], time embedding [B, time_width] -> [B, n_out, H, W]."""
+        hidden = self.in_layers(h) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(h) + self.out_layers(hidden)
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, context_width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_width, width, bias=False)
+        self.to_v = nn.Linear(context_width, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(0))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Queries x [B, N, width], keys and values from context [B, M, context_width] -> [B, N, width]."""
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N or M, width / heads]
+                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+
+
+class GEGLU(nn.Module):
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.proj = nn.Linear(n_in, 2 * n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(0), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    def __init__(self, width: int, context_width: int, heads: int):
+        super().__init__()
+        self.attn1 = Attention(width, width, heads)
+        self.ff = FeedForward(width)
+        self.attn2 = Attention(width, context_width, heads)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    def __init__(self, width: int, context_width: int, heads: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, width, eps=1e-6)
+        self.proj_in = nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(width, context_width, heads)])
+        self.proj_out = nn.Conv2d(width, width, 1)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        x = self.proj_in(self.norm(h)).flatten(2).transpose(1, 2)  # [B, HW, width]
+        for block in self.transformer_blocks:
+            x = block(x, context)
+        return h + self.proj_out(x.transpose(1, 2).unflatten(2, h.shape[2:]))
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.op(h)
+
+
+class Upsample(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+
+
+class FirstConv(nn.Conv2d):
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return super().forward(h)
+
+
+class UNet(nn.Module):
+    def __init__(self, model_channels: int, channel_mult: tuple[int, ...], num_res_blocks: int, num_heads: int,
+                 context_dim: int, latent_channels: int = 4):
+        super().__init__()
+        self.model_channels = model_channels
+        time_width = 4 * model_channels
+        self.time_embed = nn.Sequential(nn.Linear(model_channels, time_width), nn.SiLU(),
+                                        nn.Linear(time_width, time_width))
+
+        def transformer(width: int) -> SpatialTransformer:
+            return SpatialTransformer(width, context_dim, num_heads)
+
+        width = model_channels
+        self.input_blocks = nn.ModuleList([nn.ModuleList([FirstConv(latent_channels, width, 3, padding=1)])])
+        skips = [width]
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                block = [ResBlock(width, mult * model_channels, time_width), transformer(mult * model_channels)]
+                width = mult * model_channels
+                self.input_blocks.append(nn.ModuleList(block))
+                skips.append(width)
+            if level < len(channel_mult) - 1:
+                self.input_blocks.append(nn.ModuleList([Downsample(width)]))
+                skips.append(width)
+        self.middle_block = nn.ModuleList([ResBlock(width, width, time_width), transformer(width),
+                                           ResBlock(width, width, time_width)])
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                block = [ResBlock(width + skips.pop(), mult * model_channels, time_width),
+                         transformer(mult * model_channels)]
+                width = mult * model_channels
+                if level and i == num_res_blocks:
+                    block.append(Upsample(width))
+                self.output_blocks.append(nn.ModuleList(block))
+        self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, latent_channels, 3, padding=1))
+        nn.init.zeros_(self.out[2].weight)
+        nn.init.zeros_(self.out[2].bias)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Noised latents [B, 4, h, w], timesteps [B] in 0..999, text [B, 77, context_dim] -> v [B, 4, h, w]."""
+        emb = self.time_embed(timestep_embedding(t, self.model_channels))
+        h, skips = x, []
+        for block in self.input_blocks:
+            for layer in block:
+                h = layer(h, emb, context)
+            skips.append(h)
+        for layer in self.middle_block:
+            h = layer(h, emb, context)
+        for block in self.output_blocks:
+            h = torch.cat([h, skips.pop()], dim=1)
+            for layer in block:
+                h = layer(h, emb, context)
+        return self.out(h)

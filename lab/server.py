@@ -1,0 +1,139 @@
+"""A real ComfyUI server of one's own: started on a free port of 127.0.0.1, driven over its API, always stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.client import ComfyClient, ComfyError
+from lab.host import HOME, ROOT
+
+LAUNCHER = Path(__file__).with_name("launch.py")
+ALWAYS = ("--listen", "127.0.0.1", "--disable-api-nodes", "--database-url", "sqlite:///:memory:")
+
+
+class ComfyServer(ComfyClient):
+    """`with ComfyServer(tree) as server: server.queue(graph)`.
+
+    tree          the ComfyUI to start
+    custom_nodes  node folders to link beside the pack, or a mapping of names to folders
+    models        model files to link, by kind: {"checkpoints": [path, ...]}
+    arguments     further arguments of main.py
+    pack          whether this repository is linked as custom_nodes/DreamTuner
+
+    The server's input, output, user and model folders are in a temporary `base`, gone when it stops. Its log is
+    `log`, kept when it failed.
+    """
+
+    def __init__(
+        self,
+        tree: Path,
+        custom_nodes: Sequence[Path] | Mapping[str, Path] = (),
+        models: Mapping[str, Sequence[Path]] | None = None,
+        arguments: Sequence[str] = ("--cpu",),
+        pack: bool = True,
+        python: str = sys.executable,
+        start_timeout: float = 180.0,
+    ) -> None:
+        self.port = _free_port()
+        super().__init__(f"http://127.0.0.1:{self.port}")
+        self.tree = tree
+        links = dict(custom_nodes) if isinstance(custom_nodes, Mapping) else {path.name: path for path in custom_nodes}
+        self.custom_nodes = links | ({"DreamTuner": ROOT} if pack else {})
+        self.models = models or {}
+        self.command = [python, str(LAUNCHER), str(tree), "--port", str(self.port), *ALWAYS, *arguments]
+        self.start_timeout = start_timeout
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> ComfyServer:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        died = self.process is None or self.process.poll() is not None
+        self.stop()
+        if kind is None or not (died and issubclass(kind, ComfyError)):
+            self.log.unlink(missing_ok=True)
+        else:
+            raise ComfyError(f"{error}\n{self.log_tail()}") from error
+
+    def start(self) -> None:
+        HOME.mkdir(exist_ok=True)
+        self.base = Path(tempfile.mkdtemp(prefix="server-", dir=HOME))
+        self.log = HOME / f"{self.base.name}.log"
+        try:
+            self._furnish()
+            with self.log.open("wb") as log:
+                self.process = subprocess.Popen(
+                    [*self.command, "--base-directory", str(self.base)],
+                    cwd=self.tree,
+                    env=os.environ | {"HF_HUB_OFFLINE": "1"},
+                    stdin=subprocess.PIPE,  # never written to: its closing ends the server, see launch.py
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the server, its children and its folder. Safe to call twice."""
+        if self.process is not None:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(self.process.pid, number)
+                    self.process.wait(5)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    continue
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.process = None
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def log_tail(self, lines: int = 30) -> str:
+        text = self.log.read_text(errors="replace").splitlines()
+        return "\n".join([f"The end of the server's log, {self.log}:", *text[-lines:]])
+
+    def _furnish(self) -> None:
+        for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+            (self.base / name).mkdir()
+        for name, folder in self.custom_nodes.items():
+            if not folder.is_dir():
+                raise ComfyError(f"The node folder {folder} does not exist.")
+            (self.base / "custom_nodes" / name).symlink_to(folder)
+        for kind, files in self.models.items():
+            (self.base / "models" / kind).mkdir()
+            for file in files:
+                if not file.is_file():
+                    raise ComfyError(f"The model file {file} does not exist.")
+                (self.base / "models" / kind / file.name).symlink_to(file)
+
+    def _wait_until_ready(self) -> None:
+        assert self.process is not None
+        end = time.monotonic() + self.start_timeout
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise ComfyError(f"ComfyUI stopped while starting.\n{self.log_tail()}")
+            try:
+                self.get_json("/system_stats")
+                return
+            except ComfyError:
+                time.sleep(0.2)
+        raise ComfyError(f"ComfyUI did not answer within {self.start_timeout:.0f} s.\n{self.log_tail()}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

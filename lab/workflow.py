@@ -1,0 +1,105 @@
+"""Workflows: from the UI format an artist opens to the API format the server runs.
+
+The shipped files in workflows/ are the one source; the demo and the tests run what comes out of here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+from lab.host import ROOT
+
+WORKFLOWS = ROOT / "workflows"
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+NOTES = ("Note", "MarkdownNote")  # live in the page only; the server does not know them
+MUTED, BYPASSED = 2, 4  # LiteGraph's node modes that do not run as they stand
+
+Graph = dict[str, dict[str, Any]]
+
+
+class WorkflowError(ValueError):
+    """The workflow does not fit the nodes that the server has."""
+
+
+def load(name: str) -> dict[str, Any]:
+    """A shipped workflow in UI format."""
+    return json.loads((WORKFLOWS / f"{name}.json").read_text())
+
+
+def api_form(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> Graph:
+    """What the page's own "export (API)" gives. Refuses nodes, sockets and widgets that the server does not have."""
+    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES}
+    graph: Graph = {}
+    for node_id, node in nodes.items():
+        if node.get("mode", 0) in (MUTED, BYPASSED):
+            raise WorkflowError(f"Node {node_id} ({node['type']}) is muted or bypassed; ship it switched on.")
+        if node["type"] not in object_info:
+            raise WorkflowError(f"The server has no node {node['type']!r}.")
+        info = object_info[node["type"]]
+        graph[str(node_id)] = {
+            "class_type": node["type"],
+            "inputs": _widget_values(node, info),
+            "_meta": {"title": node.get("title") or info["display_name"]},
+        }
+    for _, source, slot, target, target_slot, kind in workflow["links"]:
+        name = nodes[target]["inputs"][target_slot]["name"]
+        outputs = object_info[nodes[source]["type"]]["output"]
+        if slot >= len(outputs) or (not isinstance(outputs[slot], list) and kind not in (outputs[slot], "*")):
+            raise WorkflowError(f"Output {slot} of {nodes[source]['type']} is no {kind}.")
+        if name not in dict(_inputs(object_info[nodes[target]["type"]])):
+            raise WorkflowError(f"{nodes[target]['type']} has no input {name!r}.")
+        graph[str(target)]["inputs"][name] = [str(source), slot]
+    return graph
+
+
+def _inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for group in ("required", "optional"):
+        yield from info["input"].get(group, {}).items()
+
+
+def _widget_values(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the values that the page stores by position alone."""
+    values = list(node.get("widgets_values", ()))
+    named: dict[str, Any] = {}
+    for name, (kind, *rest) in _inputs(info):
+        options = rest[0] if rest else {}
+        if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
+            continue
+        if not values:
+            raise WorkflowError(f"Node {node['id']} ({node['type']}) has no value for its widget {name!r}.")
+        named[name] = values.pop(0)
+        # The page adds a widget of its own after a seed ("fixed", "randomize") and after a picture's name (upload).
+        if options.get("control_after_generate", kind == "INT" and name in ("seed", "noise_seed")):
+            del values[:1]
+        if options.get("image_upload"):
+            del values[:1]
+    if values:
+        raise WorkflowError(f"Node {node['id']} ({node['type']}) has values left over: {values}.")
+    return named
+
+
+def node(graph: Graph, title: str) -> dict[str, Any]:
+    """The inputs of the one node with this title, to read or to change."""
+    return graph[node_id(graph, title)]["inputs"]
+
+
+def node_id(graph: Graph, title: str) -> str:
+    found = [key for key, entry in graph.items() if entry["_meta"]["title"] == title]
+    if len(found) != 1:
+        raise WorkflowError(f"{len(found)} nodes are titled {title!r}; one is expected.")
+    return found[0]
+
+
+def without(graph: Graph, *class_types: str, through: str = "model") -> Graph:
+    """The graph with these nodes taken out and their input `through` wired on to what they fed."""
+    graph = deepcopy(graph)
+    for key in [key for key, entry in graph.items() if entry["class_type"] in class_types]:
+        source = graph.pop(key)["inputs"][through]
+        for entry in graph.values():
+            for name, value in entry["inputs"].items():
+                if isinstance(value, list) and value[0] == key:
+                    entry["inputs"][name] = source
+    return graph
