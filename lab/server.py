@@ -29,6 +29,7 @@ class ComfyServer(ComfyClient):
     models        model files to link, by kind: {"checkpoints": [path, ...]}
     arguments     further arguments of main.py
     pack          whether this repository is linked as custom_nodes/DreamTuner
+    threads       of torch; one is quickest for small models: more wait for each other wherever a core is busy
 
     The server's input, output, user and model folders are in a temporary `base`, gone when it stops. Its log is
     `log`, kept when it failed.
@@ -41,6 +42,7 @@ class ComfyServer(ComfyClient):
         models: Mapping[str, Sequence[Path]] | None = None,
         arguments: Sequence[str] = ("--cpu",),
         pack: bool = True,
+        threads: int = 1,
         python: str = sys.executable,
         start_timeout: float = 180.0,
     ) -> None:
@@ -51,6 +53,7 @@ class ComfyServer(ComfyClient):
         self.custom_nodes = links | ({"DreamTuner": ROOT} if pack else {})
         self.models = models or {}
         self.command = [python, str(LAUNCHER), str(tree), "--port", str(self.port), *ALWAYS, *arguments]
+        self.variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
         self.start_timeout = start_timeout
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -68,7 +71,8 @@ class ComfyServer(ComfyClient):
 
     def start(self) -> None:
         HOME.mkdir(exist_ok=True)
-        self.base = Path(tempfile.mkdtemp(prefix="server-", dir=HOME))
+        _sweep()
+        self.base = Path(tempfile.mkdtemp(prefix=f"server-{os.getpid()}-", dir=HOME))
         self.log = HOME / f"{self.base.name}.log"
         try:
             self._furnish()
@@ -76,7 +80,7 @@ class ComfyServer(ComfyClient):
                 self.process = subprocess.Popen(
                     [*self.command, "--base-directory", str(self.base)],
                     cwd=self.tree,
-                    env=os.environ | {"HF_HUB_OFFLINE": "1"},
+                    env=os.environ | self.variables,
                     stdin=subprocess.PIPE,  # never written to: its closing ends the server, see launch.py
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -131,6 +135,15 @@ class ComfyServer(ComfyClient):
             except ComfyError:
                 time.sleep(0.2)
         raise ComfyError(f"ComfyUI did not answer within {self.start_timeout:.0f} s.\n{self.log_tail()}")
+
+
+def _sweep() -> None:
+    """Remove the folders of starters that were killed and could not do it themselves."""
+    for base in HOME.glob("server-*-*"):
+        try:
+            os.kill(int(base.name.split("-")[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(base) if base.is_dir() else base.unlink()
 
 
 def _free_port() -> int:

@@ -15,6 +15,7 @@ tests/server   a real server with the pack, the lab-only nodes and the mini base
 The host is the tree of DREAMTUNER_HOST_TREE, else .lab/comfyui-0.3.75; `python3 -m lab test` sets it.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # quickest for small models; torch reads it when it is imported
 sys.path.append(str(ROOT))  # last: the host's own `nodes` must be found before this repository's
 
 from lab.demo import CHECKPOINT, FAMILY  # noqa: E402

@@ -67,7 +67,7 @@ def _check_fit(model: ModelPatcher, subject: Subject) -> None:
 
 def _checked_region(region: Tensor) -> Tensor:
     """A region MASK as [1, H, W] in 0..1. Raises ValueError for one that is empty or not single."""
-    region = region.reshape(-1, *region.shape[-2:])
+    region = region.reshape(region.shape[:-2].numel(), *region.shape[-2:])
     if region.shape[0] != 1:
         raise ValueError(f"expected one region mask, but got a batch of {region.shape[0]}; give one.")
     if not torch.isfinite(region).all():

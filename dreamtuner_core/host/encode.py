@@ -58,7 +58,7 @@ def _checked_image(image: Tensor) -> Tensor:
 
 
 def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
-    mask = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+    mask = mask.reshape(mask.shape[:-2].numel(), *mask.shape[-2:]).float().cpu()
     height, width = image.shape[1:3]
     if mask.shape[0] != 1:
         raise ValueError(f"expected one mask, but got a batch of {mask.shape[0]}; give the one of this picture.")

@@ -23,31 +23,32 @@ class Preset:
     crop: int
     autoencoder_steps: int
     autoencoder_batch: int
+    decoder_steps: int
     # U-Net and text encoder
     model_channels: int
     channel_mult: tuple[int, ...]
     num_res_blocks: int
-    num_heads: int
+    num_head_channels: int
     context_dim: int
     text_layers: int
     steps: int
     batch: int
 
     def __post_init__(self) -> None:
-        for name, width in (("model_channels", self.model_channels), ("context_dim", self.context_dim)):
-            if width % 32 or width % self.num_heads:
-                raise ValueError(f"{name} must divide by 32 and by num_heads={self.num_heads}, but is {width}.")
+        if self.model_channels % 32 or self.model_channels % self.num_head_channels:
+            raise ValueError(f"model_channels must divide by 32 and by num_head_channels={self.num_head_channels}, "
+                             f"but is {self.model_channels}.")
         if self.side % 8 or self.crop % 8 or self.crop > self.side:
             raise ValueError(f"side and crop must divide by 8 and crop must fit, but are {self.side} and {self.crop}.")
 
 
 PRESETS = {
-    "cpu": Preset(concepts=CPU_CONCEPTS, side=128, pictures=24_000,
-                  widths=(16, 32, 48, 64), crop=64, autoencoder_steps=1600, autoencoder_batch=16,
-                  model_channels=96, channel_mult=(1, 2), num_res_blocks=1, num_heads=4,
-                  context_dim=192, text_layers=2, steps=8000, batch=16),
+    "cpu": Preset(concepts=CPU_CONCEPTS, side=128, pictures=16_000,
+                  widths=(16, 32, 48, 64), crop=64, autoencoder_steps=1400, autoencoder_batch=16, decoder_steps=1200,
+                  model_channels=64, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=32,
+                  context_dim=128, text_layers=2, steps=3000, batch=32),
     "full": Preset(concepts=None, side=256, pictures=200_000,
-                   widths=(64, 64, 64, 64), crop=128, autoencoder_steps=12_000, autoencoder_batch=64,
-                   model_channels=160, channel_mult=(1, 2, 3), num_res_blocks=1, num_heads=8,
+                   widths=(64, 64, 64, 64), crop=128, autoencoder_steps=12_000, autoencoder_batch=64, decoder_steps=4000,
+                   model_channels=160, channel_mult=(1, 2, 3), num_res_blocks=1, num_head_channels=32,
                    context_dim=320, text_layers=4, steps=60_000, batch=256),
 }

@@ -3,8 +3,10 @@
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), Newton-Schulz
 coefficients as there; the step is scaled so that its size matches AdamW's (Liu et al., arXiv 2502.16982),
 hence the same learning rate serves both. Everything else is left to AdamW (`split_parameters`).
+Where several workers train the same weights, each orthogonalises its share and they add up the results.
 """
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -28,12 +30,18 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            for p in group["params"]:
+            params, workers = group["params"], dist.get_world_size() if dist.is_initialized() else 1
+            updates = torch.zeros(sum(p.numel() for p in params), dtype=torch.bfloat16, device=params[0].device)
+            for i, (p, update) in enumerate(zip(params, updates.split([p.numel() for p in params]))):
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"]).flatten(1)  # Nesterov; [out, in * 3 * 3]
-                update = orthogonalise(update).to(p.dtype) * (0.2 * max(update.shape) ** 0.5)
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-group["lr"])
+                if i % workers == (dist.get_rank() if workers > 1 else 0):
+                    nesterov = p.grad.lerp(buffer, group["momentum"]).flatten(1)  # [out, in * 3 * 3]
+                    update.view_as(nesterov).copy_(orthogonalise(nesterov) * (0.2 * max(nesterov.shape) ** 0.5))
+            if workers > 1:
+                dist.all_reduce(updates)
+            for p, update in zip(params, updates.split([p.numel() for p in params])):
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update.view(p.shape))
 
 
 def split_parameters(module: nn.Module, outer: tuple[str, ...]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

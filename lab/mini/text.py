@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 START, END, LENGTH = 49406, 49407, 77
+HEAD_CHANNELS = 32
 UNKNOWN = 0  # the row of every token that is not in the vocabulary
 WORDS = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]+")  # CLIP's own split, for lower-case English
 
@@ -104,10 +105,10 @@ class Encoder(nn.Module):
 class TextEncoder(nn.Module):
     """CLIP's text_model: row numbers [B, 77] -> hidden states [B, 77, width]."""
 
-    def __init__(self, rows: int, width: int, layers: int, heads: int):
+    def __init__(self, rows: int, width: int, layers: int):
         super().__init__()
         self.embeddings = Embeddings(rows, width)
-        self.encoder = Encoder(layers, width, heads)
+        self.encoder = Encoder(layers, width, heads=width // HEAD_CHANNELS)
         self.final_layer_norm = nn.LayerNorm(width)
         nn.init.normal_(self.embeddings.token_embedding.weight, std=0.3)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=0.1)

@@ -36,10 +36,17 @@ class ResBlock(nn.Module):
         return self.skip_connection(h) + self.out_layers(hidden)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over [B, heads, N, d]; plain products are twice as fast as the CPU's fused bf16 kernel."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+
+
 class Attention(nn.Module):
-    def __init__(self, width: int, context_width: int, heads: int):
+    def __init__(self, width: int, context_width: int, head_channels: int):
         super().__init__()
-        self.heads = heads
+        self.heads = width // head_channels
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_width, width, bias=False)
         self.to_v = nn.Linear(context_width, width, bias=False)
@@ -49,7 +56,7 @@ class Attention(nn.Module):
         """Queries x [B, N, width], keys and values from context [B, M, context_width] -> [B, N, width]."""
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N or M, width / heads]
                    for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(-2))
 
 
 class GEGLU(nn.Module):
@@ -72,11 +79,11 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    def __init__(self, width: int, context_width: int, heads: int):
+    def __init__(self, width: int, context_width: int, head_channels: int):
         super().__init__()
-        self.attn1 = Attention(width, width, heads)
+        self.attn1 = Attention(width, width, head_channels)
         self.ff = FeedForward(width)
-        self.attn2 = Attention(width, context_width, heads)
+        self.attn2 = Attention(width, context_width, head_channels)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -87,20 +94,20 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    def __init__(self, width: int, context_width: int, heads: int):
+    def __init__(self, width: int, context_width: int, head_channels: int):
         super().__init__()
         self.norm = nn.GroupNorm(32, width, eps=1e-6)
         self.proj_in = nn.Conv2d(width, width, 1)
-        self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(width, context_width, heads)])
+        self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(width, context_width, head_channels)])
         self.proj_out = nn.Conv2d(width, width, 1)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        x = self.proj_in(self.norm(h)).flatten(2).transpose(1, 2)  # [B, HW, width]
+        x = self.proj_in(self.norm(h)).permute(0, 2, 3, 1).flatten(1, 2)  # [B, HW, width], no copy in channels-last
         for block in self.transformer_blocks:
             x = block(x, context)
-        return h + self.proj_out(x.transpose(1, 2).unflatten(2, h.shape[2:]))
+        return h + self.proj_out(x.unflatten(1, h.shape[2:]).permute(0, 3, 1, 2))
 
 
 class Downsample(nn.Module):
@@ -127,7 +134,7 @@ class FirstConv(nn.Conv2d):
 
 
 class UNet(nn.Module):
-    def __init__(self, model_channels: int, channel_mult: tuple[int, ...], num_res_blocks: int, num_heads: int,
+    def __init__(self, model_channels: int, channel_mult: tuple[int, ...], num_res_blocks: int, num_head_channels: int,
                  context_dim: int, latent_channels: int = 4):
         super().__init__()
         self.model_channels = model_channels
@@ -136,7 +143,7 @@ class UNet(nn.Module):
                                         nn.Linear(time_width, time_width))
 
         def transformer(width: int) -> SpatialTransformer:
-            return SpatialTransformer(width, context_dim, num_heads)
+            return SpatialTransformer(width, context_dim, num_head_channels)
 
         width = model_channels
         self.input_blocks = nn.ModuleList([nn.ModuleList([FirstConv(latent_channels, width, 3, padding=1)])])
@@ -167,7 +174,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Noised latents [B, 4, h, w], timesteps [B] in 0..999, text [B, 77, context_dim] -> v [B, 4, h, w]."""
-        emb = self.time_embed(timestep_embedding(t, self.model_channels))
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
         h, skips = x, []
         for block in self.input_blocks:
             for layer in block:

@@ -58,21 +58,28 @@ def tiny_model(
         config.custom_operations = comfy.ops.disable_weight_init
     kind = comfy.model_base.ModelType.V_PREDICTION if v_prediction else comfy.model_base.ModelType.EPS
     base = comfy.model_base.SDXL if family == "sdxl" else comfy.model_base.BaseModel
+    if in_channels == 8:
+        base = comfy.model_base.SD15_instructpix2pix
     model = base(config, model_type=kind, device="cpu")
     if in_channels == 9:
         model.set_inpaint()
+    draw_weights(model.diffusion_model, seed)
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
+
+
+def draw_weights(network: torch.nn.Module, seed: int) -> None:
+    """Every weight from the seed, in float32 and then in its own type."""
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in sorted(model.diffusion_model.named_parameters()):
+    for name, parameter in sorted(network.named_parameters()):
         if parameter.ndim > 1:
             fan_in = parameter[0].numel()
             values = torch.randn(parameter.shape, generator=generator) * fan_in**-0.5
         else:
             values = torch.full(parameter.shape, 1.0 if name.endswith("weight") else 0.0)
             values += 0.1 * torch.randn(parameter.shape, generator=generator)
-        parameter.data = values.to(dtype)
+        parameter.data = values.to(parameter.dtype)
         parameter.requires_grad = False
-    device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
 
 
 def text(family: str, seed: int, tokens: int = 77) -> list:

@@ -1,6 +1,9 @@
 """The main job, as an artist's browser does it: the shipped workflow queued on a real server with the pack in it."""
 
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +14,8 @@ from PIL import Image, ImageDraw
 
 from lab import workflow
 from lab.client import GraphRefused, Interrupted, NodeFailed
-from lab.demo import CHECKPOINT, GUIDANCE, S_S_A, demo_graph
+from lab.demo import CHECKPOINT, GUIDANCE, S_S_A, SIDE, demo_graph
+from lab.host import ROOT
 from lab.inside import host_tree
 from lab.server import ComfyServer
 from lab.workflow import Graph, node, node_id, without
@@ -67,13 +71,13 @@ def test_workflow_is_offered(server: ComfyServer) -> None:
 @pytest.mark.parametrize("path", sorted(workflow.WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
 def test_workflow_fits_the_nodes(server: ComfyServer, path: Path) -> None:
     assert workflow.api_form(workflow.load(path.stem), server.object_info())
-    assert any(path.with_suffix(kind).is_file() for kind in (".png", ".jpg")), "each workflow has a picture"
+    assert path.with_suffix(".jpg").is_file(), "the page asks for a picture of the same name"
 
 
 def test_main_job(whole: Graph, run: Run, plain: np.ndarray) -> None:
     with_subject, with_guidance = run(without(whole, GUIDANCE)), run(whole)
     for picture in (plain, with_subject, with_guidance):
-        assert picture.shape == (128, 128, 3)
+        assert picture.shape == (SIDE, SIDE, 3)
         assert picture.std() > 5, "the picture is blank"
     assert difference(with_subject, plain) > 1
     assert difference(with_guidance, plain) > 1
@@ -89,9 +93,9 @@ def test_same_seed_same_picture(server: ComfyServer, whole: Graph, run: Run) -> 
 def test_preview_shows_the_subject_on_white(server: ComfyServer, whole: Graph) -> None:
     result = server.queue(without(whole, GUIDANCE))
     seen = np.asarray(server.images(result, node_id(whole, "What the method sees"))[0])
-    assert seen.shape == (128, 256, 3)
+    assert seen.shape == (SIDE, 2 * SIDE, 3)
     assert (seen[0, 0] > 250).all(), "the background is white"
-    assert np.abs(seen[64, 64].astype(int) - (210, 30, 50)).max() < 12, "the disc is in the middle"
+    assert np.abs(seen[SIDE // 2, SIDE // 2].astype(int) - (210, 30, 50)).max() < 12, "the disc is in the middle"
 
 
 def test_progress_is_reported(server: ComfyServer, whole: Graph) -> None:
@@ -158,14 +162,48 @@ def test_absurd_weight_is_refused_before_the_run(server: ComfyServer, whole: Gra
         server.queue(graph)
 
 
-def test_server_is_always_stopped() -> None:
-    with pytest.raises(ZeroDivisionError), ComfyServer(host_tree(), pack=False) as other:
-        process, base, log = other.process, other.base, other.log
-        _ = 1 / 0
-    assert process is not None
-    assert process.poll() is not None
-    assert not base.exists()
-    assert not log.exists()
+def test_server_is_stopped_after_an_error() -> None:
+    other = ComfyServer(host_tree(), pack=False)
+    pids: list[int] = []
+
+    def fail() -> None:
+        with other:
+            assert other.process is not None
+            pids.append(other.process.pid)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not runs(pids[0])
+    assert not other.base.exists()
+    assert not other.log.exists()
+
+
+STARTER = """
+import sys, time
+from pathlib import Path
+from lab.server import ComfyServer
+with ComfyServer(Path(sys.argv[1]), pack=False) as server:
+    print(server.process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_server_ends_with_a_killed_starter() -> None:
+    command = [sys.executable, "-c", STARTER, str(host_tree())]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        server_pid = int(starter.stdout.readline())
+        starter.kill()
+    end = time.monotonic() + 10
+    while runs(server_pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not runs(server_pid)
+
+
+def runs(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:

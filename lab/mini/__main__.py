@@ -1,0 +1,122 @@
+"""`python3 -m lab.mini <stage>`: make the mini base, stage by stage. Every stage resumes where it stopped."""
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from .artwork import ARCHIVE, build_archive
+from .config import PRESETS, Preset
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = Path(__file__).parent / "weights" / "mini_base.safetensors"
+SHEET_CAPTIONS = ("a butterfly, on white", "a fish, on blue", "a cat, on grass", "a rocket, on a night sky",
+                  "a house, on snow", "a teapot, on a wooden floor", "a car, on a beach", "an owl, on pink",
+                  "two mushrooms, on grass", "a dress, on a brick wall")
+
+
+def compose_data(args: argparse.Namespace, preset: Preset) -> None:
+    """Archive of drawings, composed pictures, vocabulary."""
+    import json
+
+    from .pictures import compose_all
+    from .text import build_vocabulary
+
+    folder, archive = args.folder, args.archive
+    if not archive.exists():
+        build_archive(archive, args.npm, tuple(preset.concepts.values()) if preset.concepts else None)
+    if not (folder / "pictures.npy").exists():
+        compose_all(folder, archive, preset.concepts, preset.side, preset.pictures)
+    if not (folder / "vocabulary.json").exists():
+        tokenizer = args.host / "comfy" / "sd1_tokenizer"
+        if not tokenizer.exists():
+            raise SystemExit(f"The stock CLIP tokenizer is not at {tokenizer}: set COMFYUI_PATH or give --host.")
+        captions = json.loads((folder / "captions.json").read_text())
+        (folder / "vocabulary.json").write_text(json.dumps(build_vocabulary(captions, tokenizer).words))
+
+
+def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> None:
+    from .train_autoencoder import held_out_psnr, load_autoencoder, train_autoencoder
+
+    train_autoencoder(args.folder, preset, args.device)
+    psnr = held_out_psnr(load_autoencoder(args.folder, preset), args.archive, preset)
+    print(f"autoencoder: {psnr:.2f} dB on pictures of held-out drawings")
+
+
+def encode_latents(args: argparse.Namespace, preset: Preset) -> None:
+    from .latents import encode_all
+
+    if not (args.folder / "latents.pt").exists():
+        encode_all(args.folder, preset, args.folder / "vocabulary.json", args.device)
+
+
+def refine_decoder_stage(args: argparse.Namespace, preset: Preset) -> None:
+    from .refine_decoder import refine_decoder
+
+    refine_decoder(args.folder, preset, args.device)
+
+
+def train(args: argparse.Namespace, preset: Preset) -> None:
+    """All that is missing, then the U-Net and its text encoder."""
+    from .train_unet import train_unet
+
+    if not (args.folder / "latents.pt").exists():
+        compose_data(args, preset)
+        train_autoencoder_stage(args, preset)
+        encode_latents(args, preset)
+    refine_decoder_stage(args, preset)
+    train_unet(args.folder, preset, args.device, args.workers)
+
+
+def export_weights(args: argparse.Namespace, preset: Preset) -> None:
+    from .export import export
+
+    export(args.folder, preset, args.weights)
+
+
+def make_sheet(args: argparse.Namespace, preset: Preset) -> None:
+    from .sheet import import_host, paint_sheet
+
+    import_host(args.host)
+    paint_sheet(args.weights, args.folder / "sheet.png", args.captions or list(SHEET_CAPTIONS),
+                list(range(args.seeds)), preset.side)
+
+
+STAGES = {"data": compose_data, "autoencoder": train_autoencoder_stage, "latents": encode_latents, "decoder": refine_decoder_stage,
+          "train": train, "export": export_weights, "sheet": make_sheet}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="lab mini", description=__doc__)
+    parser.add_argument("stage", choices=STAGES, help="`train` runs what is missing before it")
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--folder", type=Path, help="work files (.lab/mini/<preset>)")
+    parser.add_argument("--archive", type=Path, help="the drawings (lab/mini/artwork.zip for the cpu preset)")
+    parser.add_argument("--npm", type=Path, default=ROOT / ".lab" / "npm", help="folder of npm tarballs")
+    parser.add_argument("--host", type=Path, default=Path(os.environ.get("COMFYUI_PATH", ROOT / ".lab" / "comfyui-0.3.75")))
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the exported checkpoint")
+    parser.add_argument("--steps", type=int, help="U-Net steps in all; may change when a run resumes")
+    parser.add_argument("--autoencoder-steps", type=int)
+    parser.add_argument("--pictures", type=int, help="how many pictures are composed")
+    parser.add_argument("--workers", type=int, default=1, help="CPU cores to train on, one worker each")
+    parser.add_argument("--seeds", type=int, default=4, help="rows of the sheet")
+    parser.add_argument("--captions", nargs="*", help="columns of the sheet")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    args = parse(argv)
+    chosen = {name: getattr(args, name) for name in ("steps", "autoencoder_steps", "pictures") if getattr(args, name)}
+    preset = dataclasses.replace(PRESETS[args.preset], **chosen)
+    args.folder = args.folder or ROOT / ".lab" / "mini" / args.preset
+    args.archive = args.archive or (ARCHIVE if preset.concepts else ROOT / ".lab" / "mini" / "artwork_full.zip")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    STAGES[args.stage](args, preset)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""A sheet of pictures sampled by the host itself: CheckpointLoaderSimple's loader, KSampler's sampler.
+
+Needs a ComfyUI tree (COMFYUI_PATH or --host); mini_family is registered with it for this process.
+"""
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "dpmpp_2m", "karras"
+
+
+def import_host(host: Path) -> None:
+    """Make `comfy` importable from a ComfyUI tree, on the CPU, and register the mini family."""
+    sys.path.insert(0, str(host))
+    sys.argv = [sys.argv[0], "--cpu"]
+    declare_torchvision_operators()
+    importlib.import_module("comfy.options").enable_args_parsing()
+    importlib.import_module("lab.mini_family")
+
+
+def declare_torchvision_operators() -> None:
+    """torchvision has no CPU build beside CPU torch; its import needs these two operators declared."""
+    global _library  # lives as long as the process
+    _library = torch.library.Library("torchvision", "DEF")
+    try:
+        _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except RuntimeError:
+        pass  # a torchvision that fits this torch has declared them
+
+
+class Painter:
+    """The exported checkpoint in the host: `paint` makes pictures of captions."""
+
+    def __init__(self, checkpoint: Path):
+        import comfy.sd
+
+        self.model, self.clip, self.vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+
+    @torch.inference_mode()
+    def paint(self, caption: str, seeds: list[int], side: int, steps: int = STEPS, cfg: float = CFG) -> torch.Tensor:
+        """[len(seeds), side, side, 3] in 0..1; seed by seed, as KSampler with batch 1 would make them."""
+        import comfy.sample
+
+        wanted, unwanted = (self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)) for text in (caption, ""))
+        empty = torch.zeros(len(seeds), 4, side // 8, side // 8)
+        noise = torch.cat([comfy.sample.prepare_noise(empty[:1], seed) for seed in seeds])
+        latents = comfy.sample.sample(self.model, noise, steps, cfg, SAMPLER, SCHEDULER, wanted, unwanted, empty,
+                                      disable_pbar=True, seed=seeds[0])
+        return self.vae.decode(latents)
+
+
+def paint_sheet(checkpoint: Path, path: Path, captions: list[str], seeds: list[int], side: int) -> None:
+    """Rows are seeds, columns captions; the captions are printed in order."""
+    painter = Painter(checkpoint)
+    columns = [painter.paint(caption, seeds, side) for caption in captions]
+    sheet = torch.cat([column.flatten(0, 1) for column in columns], dim=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().numpy()).save(path)
+    print("; ".join(captions))
+    print(path)

@@ -1,0 +1,146 @@
+"""Train U-Net and text encoder together on the stored latents.
+
+On a CPU each core is a worker of its own with one thread (two threads waiting for each other at every
+operation stall as soon as anything else runs); the gradients are averaged once a step. Everything random
+is drawn from (step, worker), so a resumed run goes on exactly as an uninterrupted one.
+"""
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from .checkpoint import load_checkpoint, load_weights, save_checkpoint
+from .config import Preset
+from .diffusion import alphas_cumprod, loss_weight, noised_and_target, spread_timesteps
+from .muon import Muon, split_parameters
+from .text import UNKNOWN, TextEncoder
+from .unet import UNet
+
+LEARNING_RATE, WARMUP, DECAY_FROM = 2e-3, 50, 0.6
+EMA_DECAY = 0.998
+CAPTION_DROPOUT, WORD_DROPOUT = 0.10, 0.02
+OUTER_LAYERS = ("unet.input_blocks.0.", "unet.out.", "unet.time_embed.")
+SAVE_SECONDS = 240
+
+
+class MiniBase(nn.Module):
+    """U-Net and text encoder, as one module to train."""
+
+    def __init__(self, preset: Preset, vocabulary_rows: int):
+        super().__init__()
+        self.unet = UNet(preset.model_channels, preset.channel_mult, preset.num_res_blocks,
+                         preset.num_head_channels, preset.context_dim)
+        self.text = TextEncoder(vocabulary_rows, preset.context_dim, preset.text_layers)
+
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """Noised latents [B, 4, h, w], timesteps [B], token rows [B, 77] -> v [B, 4, h, w]."""
+        return self.unet(x, t, self.text(tokens))
+
+
+def draw_batch(data: dict[str, Tensor], batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Latents, token rows (some captions emptied, some words unknown), timesteps and noise."""
+    picks = torch.randint(len(data["latents"]), (batch,), generator=generator)
+    tokens = data["rows"][data["captions"][picks]].clone()
+    start, end = tokens[0, 0], tokens[0, -1]
+    emptied = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
+    tokens[emptied, 1:] = end
+    words = (tokens != start) & (tokens != end)
+    tokens[words & (torch.rand(tokens.shape, generator=generator) < WORD_DROPOUT)] = UNKNOWN
+    latents = data["latents"][picks].float()
+    return {"latents": latents, "tokens": tokens, "t": spread_timesteps(batch, generator),
+            "noise": torch.randn(latents.shape, generator=generator)}
+
+
+def loss_of(model: MiniBase, batch: dict[str, Tensor], alpha_bars: Tensor) -> Tensor:
+    alpha_bar = alpha_bars[batch["t"]]
+    x, v = noised_and_target(batch["latents"], batch["noise"], alpha_bar)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        predicted = model(x.contiguous(memory_format=torch.channels_last), batch["t"], batch["tokens"])
+    return ((predicted.float() - v).square().mean(dim=(1, 2, 3)) * loss_weight(alpha_bar)).mean()
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up, flat, then linear to zero: `steps` may be changed when a run resumes."""
+    return LEARNING_RATE * max(0.0, min(1, (step + 1) / WARMUP, (1 - step / steps) / (1 - DECAY_FROM)))
+
+
+def average_gradients(model: nn.Module, workers: int) -> None:
+    if workers == 1:
+        return
+    gradients = [p.grad for p in model.parameters()]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for g, mean in zip(gradients, (flat / workers).split([g.numel() for g in gradients])):
+        g.copy_(mean.view_as(g))
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], model: nn.Module, step: int) -> None:
+    """Exponential moving average of the weights, quicker at the start."""
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    for name, value in model.state_dict().items():
+        average[name].lerp_(value, 1 - decay)
+
+
+def train_worker(rank: int, workers: int, folder: Path, preset: Preset, device: torch.device) -> None:
+    """One worker's whole training; worker 0 reports and saves to `folder/unet.pt`."""
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    if workers > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    path, data = folder / "unet.pt", torch.load(folder / "latents.pt", weights_only=True, mmap=True)
+    torch.manual_seed(0)
+    model = MiniBase(preset, len(data["token_ids"]) + 1)
+    saved = load_checkpoint(path)
+    if saved:
+        load_weights(model, saved["model"], path)
+    model = model.to(device, memory_format=torch.channels_last)
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    hidden, outer = split_parameters(model, OUTER_LAYERS)
+    optimisers = [Muon(hidden, lr=LEARNING_RATE, weight_decay=0.01),
+                  torch.optim.AdamW(outer, betas=(0.9, 0.99), weight_decay=0.0)]
+    start = 0
+    if saved:
+        average = {name: value.to(device) for name, value in saved["average"].items()}
+        start = saved["step"]
+        for optimiser, state in zip(optimisers, saved["optimisers"]):
+            optimiser.load_state_dict(state)
+    alpha_bars = alphas_cumprod().to(device)
+    began, saved_at, losses = time.monotonic(), time.monotonic(), []
+    for step in range(start, preset.steps):
+        generator = torch.Generator().manual_seed(step * 1009 + rank)
+        batch = {name: x.to(device) for name, x in draw_batch(data, preset.batch // workers, generator).items()}
+        loss = loss_of(model, batch, alpha_bars)
+        model.zero_grad()
+        loss.backward()
+        average_gradients(model, workers)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, preset.steps)
+            optimiser.step()
+        if rank:
+            continue
+        update_average(average, model, step)
+        losses.append(loss.item())
+        done = step + 1
+        if done % 10 == 0 or done == preset.steps:
+            speed = (done - start) * preset.batch / (time.monotonic() - began)
+            print(f"unet {done}/{preset.steps} loss {sum(losses) / len(losses):.4f} {speed:.1f} pictures/s", flush=True)
+            losses.clear()
+        if time.monotonic() - saved_at > SAVE_SECONDS or done == preset.steps:
+            save_checkpoint(path, {"model": model.state_dict(), "average": average, "step": done,
+                                   "optimisers": [o.state_dict() for o in optimisers]})
+            saved_at = time.monotonic()
+
+
+def train_unet(folder: Path, preset: Preset, device: torch.device, workers: int) -> None:
+    """Train to `preset.steps`, resuming from `folder/unet.pt`."""
+    (folder / "rendezvous").unlink(missing_ok=True)
+    if workers == 1:
+        train_worker(0, 1, folder, preset, device)
+    else:
+        mp.spawn(train_worker, (workers, folder, preset, device), nprocs=workers)

@@ -1,0 +1,25 @@
+"""ComfyUI inside the test process; each test runs as a node runs there, in inference mode."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lab.inside import import_host, import_pack
+
+import_host()
+import_pack()  # as `dreamtuner_pack`
+sys.path.append(str(Path(__file__).parent))  # families, graph, plain
+
+import comfy.utils  # noqa: E402
+
+comfy.utils.PROGRESS_BAR_ENABLED = False
+torch.set_num_threads(1)  # the models are tiny, and threads that wait for each other are slower than one
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_node() -> Iterator[None]:
+    with torch.inference_mode():
+        yield

@@ -1,0 +1,96 @@
+"""A graph in a few words: tiny subjects and texts in, the pack's and the host's own nodes, latents out."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import nodes
+import torch
+from comfy.model_patcher import ModelPatcher
+from dreamtuner_pack.dreamtuner_core.bank import ReferenceBank
+from dreamtuner_pack.dreamtuner_core.host.memory import BankKeeper
+from dreamtuner_pack.dreamtuner_core.subject import Subject
+from dreamtuner_pack.nodes.reference_guidance import ReferenceGuidance
+from dreamtuner_pack.nodes.self_subject_attention import ApplySelfSubjectAttention
+from families import text, tiny_model
+from torch import Tensor
+from torch.nn import functional as F
+
+LATENT = (12, 8)  # height, width
+REFERENCE = (8, 10)
+SEED = 3
+
+shared_model = cache(tiny_model)
+"""The same tiny model for all tests: what one of them left in it, the next would see."""
+
+
+def hard_mask(height: int = REFERENCE[0] * 8, width: int = REFERENCE[1] * 8) -> Tensor:
+    mask = torch.zeros(1, height, width)
+    mask[:, height // 4 : -height // 8, width // 5 : -width // 4] = 1.0
+    return mask
+
+
+def soft_mask(height: int = REFERENCE[0] * 8, width: int = REFERENCE[1] * 8, seed: int = 4) -> Tensor:
+    noise = torch.rand(1, 1, height // 16, width // 16, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(noise, (height, width), mode="bilinear")[0] * hard_mask(height, width)
+
+
+def subject(
+    family: str = "sd1", mask: Tensor | None = None, seed: int = 9, captioned: bool = True, noise_seed: int = 0
+) -> Subject:
+    """A subject as Encode Subject Image would give it, of random latents."""
+    draw = torch.Generator().manual_seed(seed)
+    height, width = REFERENCE
+    bank = ReferenceBank()
+    return Subject(
+        picture=torch.rand(1, 8 * height, 8 * width, 3, generator=draw),
+        mask=mask,
+        latent=5.0 * torch.randn(1, 4, height, width, generator=draw),
+        caption=text(family, seed + 1, tokens=33) if captioned else None,
+        noise_seed=noise_seed,
+        bank=bank,
+        keeper=BankKeeper(bank),
+    )
+
+
+def attend(
+    model: ModelPatcher,
+    subject: Subject,
+    weight: float = 3.0,
+    start: float = 0.0,
+    end: float = 1.0,
+    region: Tensor | None = None,
+) -> ModelPatcher:
+    """Apply Self-Subject Attention."""
+    return ApplySelfSubjectAttention.execute(model, subject, weight, start, end, region).args[0]
+
+
+def guide(
+    model: ModelPatcher, scale: float = 2.0, probability: float = 0.5, dt: float = 20.0, dt_uncond: float = 40.0
+) -> ModelPatcher:
+    """Reference Guidance."""
+    return ReferenceGuidance.execute(model, scale, probability, dt, dt_uncond).args[0]
+
+
+def empty_latent(batch: int = 1, height: int = LATENT[0], width: int = LATENT[1]) -> dict[str, Any]:
+    return {"samples": torch.zeros(batch, 4, height, width)}
+
+
+def sample(
+    model: ModelPatcher,
+    positive: list,
+    negative: list,
+    latent: dict[str, Any] | None = None,
+    seed: int = SEED,
+    steps: int = 3,
+    cfg: float = 5.0,
+    sampler: str = "euler",
+    scheduler: str = "normal",
+    **more: Any,
+) -> Tensor:
+    """KSampler (more: those of KSamplerAdvanced), as the host's node runs it."""
+    latent = latent or empty_latent()
+    return nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, **more)[0][
+        "samples"
+    ]

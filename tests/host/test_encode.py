@@ -1,0 +1,110 @@
+"""Encode Subject Image on the host's own VAE: what comes out for good pictures."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import comfy.sd
+import pytest
+import torch
+from comfy.taesd.taesd import TAESD
+from dreamtuner_pack.dreamtuner_core.subject import Subject
+from dreamtuner_pack.nodes.subject import EncodeSubjectImage
+from families import text
+from torch import Tensor
+
+RESOLUTION = 64
+
+
+@cache
+def vae(channels: int = 4) -> comfy.sd.VAE:
+    """The host's smallest VAE, seeded random weights."""
+    weights, draw = TAESD(latent_channels=channels).state_dict(), torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        if not name.startswith("vae_"):
+            weights[name] = torch.randn(weight.shape, generator=draw) * weight[0].numel() ** -0.5
+    return comfy.sd.VAE(sd=weights)
+
+
+def encode(image: Tensor, **inputs: Any) -> tuple[Subject, Tensor]:
+    return EncodeSubjectImage.execute(image, **{"vae": vae(), "resolution": RESOLUTION} | inputs).args
+
+
+def picture(height: int = 48, width: int = 40, channels: int = 3) -> Tensor:
+    return torch.rand(1, height, width, channels, generator=torch.Generator().manual_seed(0))
+
+
+def mask(height: int = 48, width: int = 40) -> Tensor:
+    mask = torch.zeros(1, height, width)
+    mask[:, height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None] = 1.0
+    return mask
+
+
+class EmptyTextClip:
+    """A CLIP that only knows the empty text."""
+
+    def tokenize(self, words: str) -> str:
+        assert words == ""
+        return words
+
+    def encode_from_tokens_scheduled(self, tokens: str) -> list:
+        return text("sd1", 0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 40), (100, 30), (30, 100), (1, 90), (90, 1), (7, 7), (333, 517)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_any_size_becomes_a_subject(height: int, width: int, masked: bool) -> None:
+    subject, preview = encode(picture(height, width), mask=mask(height, width) if masked else None)
+    rows, columns = subject.picture.shape[1:3]
+    assert subject.latent.shape == (1, 4, rows // 8, columns // 8)
+    assert preview.shape == (1, rows, 2 * columns, 3)
+    assert subject.latent.isfinite().all()
+    assert (subject.mask is not None) == masked
+    if masked:
+        assert (rows, columns) == (RESOLUTION, RESOLUTION)
+
+
+def test_the_latent_is_the_vaes_of_the_framed_picture() -> None:
+    subject, _ = encode(picture(), mask=mask())
+    assert torch.equal(subject.latent, vae().encode(subject.picture))
+
+
+@pytest.mark.parametrize("shape", [(1, 48, 40), (48, 40), (1, 1, 48, 40)])
+def test_a_mask_of_any_rank_is_the_same_mask(shape: tuple[int, ...]) -> None:
+    expected, _ = encode(picture(), mask=mask())
+    subject, _ = encode(picture(), mask=mask().reshape(shape))
+    assert torch.equal(subject.latent, expected.latent)
+
+
+def test_the_mask_of_a_cut_out_picture_works_as_load_image_gives_it() -> None:
+    """LoadImage's mask marks what is transparent."""
+    expected, _ = encode(picture(), mask=mask())
+    subject, _ = encode(picture(), mask=1 - mask())
+    assert torch.equal(subject.latent, expected.latent)
+    assert torch.equal(subject.mask, expected.mask)
+
+
+def test_a_fourth_channel_is_left_out() -> None:
+    expected, _ = encode(picture(channels=4)[..., :3])
+    assert torch.equal(encode(picture(channels=4))[0].latent, expected.latent)
+
+
+def test_the_caption_comes_before_the_empty_text() -> None:
+    caption = text("sd1", 5)
+    assert encode(picture(), caption=caption, clip=EmptyTextClip())[0].caption is caption
+    empty = encode(picture(), clip=EmptyTextClip())[0].caption
+    assert torch.equal(empty[0][0], text("sd1", 0)[0][0])
+    assert encode(picture())[0].caption is None
+
+
+def test_the_noise_seed_is_the_subjects_own() -> None:
+    assert encode(picture(), noise_seed=7)[0].noise_seed == 7
+    assert not torch.equal(encode(picture(), noise_seed=7)[0].noise(), encode(picture())[0].noise())
+
+
+def test_the_inputs_are_left_as_they_were() -> None:
+    image, seen = picture(), mask()
+    encode(image, mask=seen)
+    assert torch.equal(image, picture())
+    assert torch.equal(seen, mask())
