@@ -43,15 +43,22 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print((__doc__ or "").format(versions=", ".join(HOSTS)))
         return 0 if argv else 2
-    parser = argparse.ArgumentParser(prog="python3 -m lab", add_help=False, allow_abbrev=False)
-    parser.add_argument("--host", choices=HOSTS)
-    options, (command, *rest) = parser.parse_known_args(argv)
-    if command not in MODULES:
-        say(f"There is no command {command!r}: choose one of {', '.join(MODULES)}.")
+    command = next((argument for argument in argv if argument in MODULES), None)
+    if command is None:
+        say(f"There is no command in {' '.join(argv)!r}: choose one of {', '.join(MODULES)}.")
         return 2
+    version, rest = _host_option(argv) if command in ("demo", "test") else (None, list(argv))
+    rest.remove(command)
     if INSIDE in os.environ:
         return _run(command, rest)
-    return _enter(options.host, [command, *rest])
+    return _enter(version, [command, *rest])
+
+
+def _host_option(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    parser = argparse.ArgumentParser(prog="python3 -m lab", add_help=False, allow_abbrev=False)
+    parser.add_argument("--host", choices=HOSTS)
+    options, rest = parser.parse_known_args(argv)
+    return options.host, rest
 
 
 def _enter(version: str | None, arguments: Sequence[str]) -> int:

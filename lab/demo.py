@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 
 from PIL import Image
@@ -22,38 +21,58 @@ from lab.workflow import Graph
 MINI = ROOT / "lab" / "mini"
 CHECKPOINT = MINI / "weights" / "mini_base.safetensors"
 FAMILY = ROOT / "lab" / "mini_family"  # registers the mini base's small member of the SD1.x family with the host
+ARTWORK = MINI / "artwork.zip"
 SIDE = 128  # pixels; what the mini base draws
+SAMPLING = {"cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}  # what suits it
 
 S_S_A, GUIDANCE = "DreamTunerApplySelfSubjectAttention", "DreamTunerReferenceGuidance"
 
 
 def main(argv: Sequence[str]) -> int:
     options = _options(argv)
-    missing = [path for path in (CHECKPOINT, FAMILY, options.reference) if not path.exists()]
-    if missing:
-        say(f"{missing[0]} is missing: the demo draws with the mini base, which `python3 -m lab mini` makes.")
-        return 1
+    for path in (CHECKPOINT, FAMILY, options.reference or ARTWORK):
+        if not path.exists():
+            say(f"{path} is missing: the demo draws with the mini base and its artwork (`python3 -m lab mini`).")
+            return 1
     try:
-        sheet = _pictures(options)
-    except ComfyError as error:
+        reference = options.reference or held_out_subject(options.subject)
+        cells, title = _pictures(options, reference)
+    except (ComfyError, ValueError) as error:
         say(f"the demo failed: {error}")
         return 1
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(options.out)
+    contact_sheet(cells, title).save(options.out)
+    if options.card:
+        contact_sheet([Cell(cell.picture) for cell in (cells[0], cells[-1])]).save(options.card, quality=92)
     print(options.out.resolve())
     return 0
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m lab demo", description=__doc__)
-    parser.add_argument("--reference", type=Path, default=MINI / "subjects" / "teapot-twemoji.png",
-                        help="one picture of the subject; its transparency is the mask")  # fmt: skip
-    parser.add_argument("--caption", default="a teapot, on white", help="what the reference shows")
-    parser.add_argument("--prompt", default="a teapot, on grass", help="what to draw")
+    parser.add_argument("--subject", default="teapot", help="a thing that the mini base can draw")
+    parser.add_argument("--scene", default="grass", help="what to draw it on")
+    parser.add_argument("--reference", type=Path, help="a picture of it, cut out; else a drawing it was not trained on")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=HOME / "demo.png", help="the sheet")
+    parser.add_argument("--card", type=Path, help="also write the reference beside the last picture: a workflow's .jpg")
     return parser.parse_args(argv)
+
+
+def held_out_subject(word: str) -> Path:
+    """A drawing of the thing that the mini base never saw, as a PNG whose transparency is the mask."""
+    from lab.mini.artwork import load_artwork, load_held_out
+    from lab.mini.config import CPU_CONCEPTS
+
+    concept = CPU_CONCEPTS.get(word, word)
+    drawings = {key: drawing for key, drawing in load_artwork(ARTWORK).items() if key in load_held_out()}
+    known = [other for other, name in CPU_CONCEPTS.items() if any(key[0] == name for key in drawings)]
+    if word not in known:
+        raise ValueError(f"there is no untrained drawing of {word!r}; choose one of {', '.join(known)}.")
+    path = HOME / "demo_reference.png"
+    next(drawing for key, drawing in drawings.items() if key[0] == concept).save(path)
+    return path
 
 
 def demo_graph(server: ComfyServer, reference: Path, caption: str, prompt: str, seed: int, steps: int) -> Graph:
@@ -66,22 +85,26 @@ def demo_graph(server: ComfyServer, reference: Path, caption: str, prompt: str, 
     workflow.node(graph, "Caption of the reference")["text"] = caption
     workflow.node(graph, "Prompt")["text"] = prompt
     workflow.node(graph, "Negative prompt")["text"] = ""
-    workflow.node(graph, "KSampler").update(seed=seed, steps=steps)
-    return deepcopy(graph)
+    workflow.node(graph, "KSampler").update(seed=seed, steps=steps, **SAMPLING)
+    return graph
 
 
-def _pictures(options: argparse.Namespace) -> Image.Image:
+def _pictures(options: argparse.Namespace, reference: Path) -> tuple[list[Cell], str]:
+    """The sheet's cells and its title."""
+    from lab.mini.compose import caption_of
+
+    prompt, caption = caption_of([options.subject], options.scene), caption_of([options.subject], "white")
     start = time.monotonic()
     say("starting ComfyUI")
     with ComfyServer(host_tree(), custom_nodes=[FAMILY], models={"checkpoints": [CHECKPOINT]}) as server:
         say(f"it answers at {server.url} after {time.monotonic() - start:.0f} s")
-        whole = demo_graph(server, options.reference, options.caption, options.prompt, options.seed, options.steps)
+        whole = demo_graph(server, reference, caption, prompt, options.seed, options.steps)
         variants = {
             "without the pack": workflow.without(whole, GUIDANCE, S_S_A),
             "self-subject attention": workflow.without(whole, GUIDANCE),
             "and reference guidance": whole,
         }
-        cells = [Cell(Image.open(options.reference), "reference", options.caption)]
+        cells = [Cell(Image.open(reference), "reference", caption)]
         for label, graph in variants.items():
             begun = time.monotonic()
             result = server.queue(graph, _progress(label))
@@ -92,7 +115,7 @@ def _pictures(options: argparse.Namespace) -> Image.Image:
                 cells.append(Cell(seen, "what the method sees", "red is masked out"))
             cells.append(Cell(server.images(result, workflow.node_id(graph, "Save Image"))[0], label, took))
     say(f"done in {time.monotonic() - start:.0f} s")
-    return contact_sheet(cells, f"“{options.prompt}”, seed {options.seed}, {options.steps} steps")
+    return cells, f"“{prompt}”, seed {options.seed}, {options.steps} steps"
 
 
 def _progress(label: str) -> Progress:

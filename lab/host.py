@@ -165,7 +165,7 @@ def _run(command: Sequence[str], what: str, every: float = 15.0) -> None:
 
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("WARNING", "[notice]"))]
+    lines = [line for line in lines if line and not line.startswith(("WARNING", "[notice]")) and "uninstall" not in line]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["nothing yet"])[-1]
 

@@ -31,8 +31,8 @@ class ComfyServer(ComfyClient):
     pack          whether this repository is linked as custom_nodes/DreamTuner
     threads       of torch; one is quickest for small models: more wait for each other wherever a core is busy
 
-    The server's input, output, user and model folders are in a temporary `base`, gone when it stops. Its log is
-    `log`, kept when it failed.
+    The server's input, output, user and model folders are in a temporary `base`, gone when it stops, and its `log`
+    with them; the log of a server that failed stays as .lab/failed_server.log.
     """
 
     def __init__(
@@ -64,10 +64,9 @@ class ComfyServer(ComfyClient):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         died = self.process is None or self.process.poll() is not None
         self.stop()
-        if kind is None or not (died and issubclass(kind, ComfyError)):
-            self.log.unlink(missing_ok=True)
-        else:
-            raise ComfyError(f"{error}\n{self.log_tail()}") from error
+        if died and isinstance(error, ComfyError):
+            raise self._failure(str(error)) from error
+        self.log.unlink(missing_ok=True)
 
     def start(self) -> None:
         HOME.mkdir(exist_ok=True)
@@ -105,9 +104,11 @@ class ComfyServer(ComfyClient):
             self.process = None
         shutil.rmtree(self.base, ignore_errors=True)
 
-    def log_tail(self, lines: int = 30) -> str:
-        text = self.log.read_text(errors="replace").splitlines()
-        return "\n".join([f"The end of the server's log, {self.log}:", *text[-lines:]])
+    def _failure(self, what: str, lines: int = 30) -> ComfyError:
+        """Keep the log, and show its end."""
+        self.log = self.log.replace(HOME / "failed_server.log")
+        tail = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return ComfyError("\n".join([what, f"The end of the server's log, {self.log}:", *tail]))
 
     def _furnish(self) -> None:
         for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
@@ -128,13 +129,13 @@ class ComfyServer(ComfyClient):
         end = time.monotonic() + self.start_timeout
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise ComfyError(f"ComfyUI stopped while starting.\n{self.log_tail()}")
+                raise self._failure("ComfyUI stopped while starting.")
             try:
                 self.get_json("/system_stats")
                 return
             except ComfyError:
                 time.sleep(0.2)
-        raise ComfyError(f"ComfyUI did not answer within {self.start_timeout:.0f} s.\n{self.log_tail()}")
+        raise self._failure(f"ComfyUI did not answer within {self.start_timeout:.0f} s.")
 
 
 def _sweep() -> None:

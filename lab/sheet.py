@@ -17,7 +17,7 @@ class Cell(NamedTuple):
     """A picture with its label; `note` is a second, fainter line."""
 
     picture: Image.Image
-    label: str
+    label: str = ""
     note: str = ""
 
 
@@ -28,7 +28,8 @@ def contact_sheet(cells: Sequence[Cell], title: str = "", columns: int | None = 
     width = columns * (side + GAP) + GAP
     head = textwrap.wrap(title, max(1, width // (TITLE // 2)))
     top = GAP + len(head) * (TITLE + 6)
-    row_height = side + 2 * (TEXT + 6) + GAP
+    lines = max((2 if cell.note else bool(cell.label)) for cell in cells)
+    row_height = side + lines * (TEXT + 6) + GAP
     sheet = Image.new("RGB", (width, top + rows * row_height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for line, text in enumerate(head):

@@ -1,8 +1,8 @@
 """The whole suite: `python3 -m lab test [pytest arguments]`.
 
-ruff and mypy, then pytest over tests/ on ComfyUI 0.3.75, then the host-facing parts, tests/host and tests/server,
-on 0.3.52. With --host, or COMFYUI_PATH, one host only. Where the arguments name tests, only those are run, on one
-host. The last line counts the tests of all runs.
+ruff and mypy, then pytest over tests/ on ComfyUI 0.3.75 and, at the same time, over the host-facing parts, tests/host
+and tests/server, on 0.3.52. With --host, or COMFYUI_PATH, one host only. Where the arguments name tests, only those
+are run, on one host. The last line counts the tests of all runs; ruff and mypy count as one each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import xml.etree.ElementTree as xml
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab.host import DEFAULT_HOST, HOME, HOSTS, ROOT, SetupError, prepare, say
@@ -22,38 +23,38 @@ HOST_FACING = ("tests/host", "tests/server")
 NO_TESTS = 5  # pytest's exit status when it found nothing to run
 
 
+@dataclass(frozen=True)
+class Run:
+    """A pytest run under way. log: None where it writes to the terminal."""
+
+    tree: Path
+    process: subprocess.Popen[bytes]
+    report: Path
+    log: Path | None
+
+
 def main(argv: Sequence[str]) -> int:
     if any(argument in ("-h", "--help") for argument in argv):
         print(__doc__)
         return 0
-    chosen = [argument for argument in argv if not argument.startswith("-") and _names_tests(argument)]
-    if chosen:
-        counts = Counter[str]()
-        return 0 if _pytest(host_tree(), argv, counts) else 1
+    if any(_names_tests(argument) for argument in argv):
+        return 0 if _finish([_start(host_tree(), argv)], Counter()) else 1
     good = [_check("ruff", ["ruff", "check", "."]), _types()]
-    counts = Counter[str]()
-    good.append(_pytest(host_tree(), ["tests", *argv], counts))
-    if "DREAMTUNER_ONE_HOST" not in os.environ:
-        for version in HOSTS:
-            if version != DEFAULT_HOST:
-                good.append(_on_host(version, argv, counts))
-    failed = counts["failed"] + good[:2].count(False)  # ruff and mypy count as one test each
-    passed = counts["passed"] + good[:2].count(True)
-    print(f"{passed} passed, {failed} failed, {counts['skipped']} skipped")
+    counts = Counter({"passed": good.count(True), "failed": good.count(False)})
+    try:
+        others = [] if "DREAMTUNER_ONE_HOST" in os.environ else [prepare(v).tree for v in HOSTS if v != DEFAULT_HOST]
+    except SetupError as error:
+        say(str(error))
+        return 1
+    runs = [_start(host_tree(), ["tests", *argv])]
+    runs += [_start(tree, [*HOST_FACING, *argv], HOME / f"pytest-{tree.name}.log") for tree in others]
+    good.append(_finish(runs, counts))
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
     return 0 if all(good) else 1
 
 
 def _names_tests(argument: str) -> bool:
-    return (ROOT / argument.split("::")[0]).exists()
-
-
-def _on_host(version: str, argv: Sequence[str], counts: Counter[str]) -> bool:
-    try:
-        tree = prepare(version).tree
-    except SetupError as error:
-        say(str(error))
-        return False
-    return _pytest(tree, [*HOST_FACING, *argv], counts)
+    return not argument.startswith("-") and (ROOT / argument.split("::")[0]).exists()
 
 
 def _types() -> bool:
@@ -78,17 +79,37 @@ def _check(name: str, command: Sequence[str]) -> bool:
     return good
 
 
-def _pytest(tree: Path, arguments: Sequence[str], counts: Counter[str]) -> bool:
-    """One run of pytest on one host; adds to `counts`. A run that finds no test to run is no failure of the code."""
-    report = HOME / "pytest.xml"
+def _start(tree: Path, arguments: Sequence[str], log: Path | None = None) -> Run:
+    say(f"pytest on {tree.name}" + (f", meanwhile, into {log}" if log else ""))
+    report = HOME / f"pytest-{tree.name}.xml"
     report.unlink(missing_ok=True)
-    say(f"pytest on {tree.name}")
     command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
-    status = subprocess.run(command, cwd=ROOT, env=os.environ | {TREE_VARIABLE: str(tree)}).returncode
-    if report.exists():
-        for suite in xml.parse(report).getroot().iter("testsuite"):
-            number = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-            counts["failed"] += number["failures"] + number["errors"]
-            counts["skipped"] += number["skipped"]
-            counts["passed"] += number["tests"] - number["failures"] - number["errors"] - number["skipped"]
-    return status in (0, NO_TESTS)
+    variables = os.environ | {TREE_VARIABLE: str(tree)}
+    output = log.open("wb") if log else None
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output and subprocess.STDOUT)
+    return Run(tree, process, report, log)
+
+
+def _finish(runs: Sequence[Run], counts: Counter[str]) -> bool:
+    """Wait for the runs and add them up. One that finds no test to run is no failure of the code."""
+    try:
+        for run in runs:
+            run.process.wait()
+            if run.log:
+                say(f"pytest on {run.tree.name}:")
+                print(run.log.read_text(errors="replace"), flush=True)
+            if run.report.exists():
+                _count(run.report, counts)
+    finally:
+        for run in runs:
+            run.process.terminate()
+    return all(run.process.returncode in (0, NO_TESTS) for run in runs)
+
+
+def _count(report: Path, counts: Counter[str]) -> None:
+    for suite in xml.parse(report).getroot().iter("testsuite"):
+        number = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+        failed = number["failures"] + number["errors"]
+        counts["failed"] += failed
+        counts["skipped"] += number["skipped"]
+        counts["passed"] += number["tests"] - failed - number["skipped"]

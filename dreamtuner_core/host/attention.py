@@ -70,10 +70,6 @@ class TokenFollower:
             self.index = nearest.reshape(n.shape[:2])
         return n, context, value
 
-    def tokens(self, q: Tensor) -> int:
-        """How many tokens the layer has in the picture itself."""
-        return q.shape[1] if self.index is None or self.original is None else self.original.shape[1]
-
     def follow(self, reference: ReferenceTokens, part: slice) -> ReferenceTokens:
         """The same reference with its region on the folded tokens of those rows."""
         if self.index is None or reference.region is None:
@@ -83,7 +79,7 @@ class TokenFollower:
 
 def reading_patch(
     patch: Patch | None,
-    references: Callable[[int, int], Sequence[ReferenceTokens]],
+    references: Callable[[int, tuple[int, int]], Sequence[ReferenceTokens]],
     chunks: Sequence[object],
     follower: TokenFollower,
     channels: dict[Hashable, LogWeightChannels],
@@ -91,7 +87,8 @@ def reading_patch(
     """Eq. 3 in place of one self-attention.
 
     patch: the replacement of another pack that stands there, or None.
-    references: (chunk, tokens) -> what the rows of that chunk read, regions on the layer's own grid of tokens.
+    references: (chunk, grid) -> what the rows of that chunk read, regions on the layer's own rows and columns of
+        tokens (as the host tells them: deep shrink's are no down-sampling of the latent).
     chunks: the batch's conditionings in order; neighbours that are equal read the same and share one call.
     channels: log m, kept for all layers and steps that have the same.
     """
@@ -101,20 +98,24 @@ def reading_patch(
         if k.shape[0] != q.shape[0]:  # HyperTile folds q alone; the host's kernels then fold k and v like this
             k, v = (x.reshape(q.shape[0], -1, x.shape[-1]) for x in (k, v))
         rows, start, parts = q.shape[0] // len(chunks), 0, []
+        grid = tuple(options["activations_shape"][-2:])
         for _, group in groupby(range(len(chunks)), key=lambda i: chunks[i]):
             members = list(group)
             part = slice(start, start + rows * len(members))
             start = part.stop
-            read_here = [follower.follow(r, part) for r in references(members[0], follower.tokens(q))]
+            read_here = [follower.follow(r, part) for r in references(members[0], grid)]
             own_here = None if own is None else own[part]
             if not read_here:
                 parts.append(plain_attention(q[part], k[part], v[part], options) if own_here is None else own_here)
                 continue
             heads = options["n_heads"]
-            key = (chunks[members[0]], q.shape[1:], k.shape[1], heads, q.dtype, *(len(r.weight) for r in read_here))
+            tokens = q.shape[1:], k.shape[1], *(len(r.weight) for r in read_here)
+            key = (chunks[members[0]], grid, tokens, heads, q.dtype)
             log_m = channels.get(key) if follower.index is None else None
             if log_m is None:
-                log_m = channels[key] = log_weight_channels(q[part], k.shape[1], read_here, heads)
+                log_m = log_weight_channels(q[part], k.shape[1], read_here, heads)
+            if follower.index is None:
+                channels[key] = log_m
             kernel = exact_attention(options)
             parts.append(self_subject_attention(q[part], k[part], v[part], read_here, heads, kernel, own_here, log_m))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

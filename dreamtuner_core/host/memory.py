@@ -55,5 +55,3 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
 def announce(keepers: list[BankKeeper]) -> None:
     """Tell the host that these features are in use, so that it knows what it can ask back."""
     comfy.model_management.load_models_gpu(keepers)
-
-

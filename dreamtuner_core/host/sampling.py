@@ -23,7 +23,7 @@ from torch import Tensor
 from ..attention import LogWeightChannels, ReferenceTokens
 from ..bank import Features
 from ..guidance import Guidance, shift_sigma, step_sigma
-from ..subject import Subject, to_grid, token_grid
+from ..subject import Subject, to_grid
 from .attention import Options, TokenFollower, reading_patch
 from .memory import announce
 from .reference import FeaturesKey, features_key, reference_features, text_conditions
@@ -33,6 +33,8 @@ KEY = "dreamtuner"
 
 Area = tuple[int, ...] | None
 """(height, width, top, left) of a regional conditioning, in latents."""
+Grid = tuple[int, int]
+"""Rows and columns of a layer's tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +100,9 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
 
 @dataclass(frozen=True)
 class GuidedStep:
-    """Which conditionings are the wanted side (by the host's ids), and which of Eq. 4 and 5 this step follows."""
+    """The conditionings of the wanted side, by the host's ids, and which of Eq. 4 and 5 this step follows."""
 
-    wanted: frozenset[uuid.UUID]
+    wanted: dict[uuid.UUID, dict[str, Any]]
     toward_reference: bool
 
 
@@ -129,7 +131,7 @@ class Run:
         self.step: GuidedStep | None = None
         self.conditions: dict[int, dict[str, Tensor]] = {}
         self.channels: dict[Hashable, LogWeightChannels] = {}
-        self.regions: dict[tuple[int, int, Area], Tensor] = {}
+        self.regions: dict[tuple[int, Grid, Area], Tensor] = {}
         self.newest: dict[tuple[int, FeaturesKey], Features] = {}
         for subject in {id(a.subject): a.subject for a in settings.subjects}.values():
             subject.bank.begin_run()
@@ -149,7 +151,10 @@ class Run:
             return executor(*args, **kwargs)
 
         positive = conds["positive"]
-        wanted = frozenset(c["uuid"] for c in positive)
+        # Eq. 4 asks under ids of its own, the same ones in each step: what caches by id (EasyCache) then never takes
+        # the answer to one equation for that to the other.
+        with_reference, without = (_under_ids_of(side, positive) for side in ("with reference", "without"))
+        wanted = {c["uuid"]: c for c in (*positive, *with_reference)}
         for cond in (c for name in conds if name != "positive" for c in conds[name]):
             if cond["uuid"] in wanted:  # the host copies a regional conditioning to the other side, id and all
                 cond["uuid"] = uuid.uuid4()
@@ -163,8 +168,8 @@ class Run:
                 self.guider.inner_model,
                 call["x"],
                 call["timestep"],
-                [{**c, "uuid": uuid.uuid4()} for c in positive],
-                positive,
+                without,
+                with_reference,
                 guidance.reference_scale,
                 model_options=call["model_options"],
                 seed=call.get("seed"),
@@ -178,8 +183,8 @@ class Run:
         return [self._reading(cond_id) for cond_id in ids]
 
     def _reading(self, cond_id: uuid.UUID | None) -> Reading | None:
-        conds = (c for side in self.guider.conds.values() for c in side)
-        area = next((c.get("area") for c in conds if c["uuid"] == cond_id), None)
+        conds = {c["uuid"]: c for side in self.guider.conds.values() for c in side}
+        area = (conds | (self.step.wanted if self.step else {})).get(cond_id, {}).get("area")
         area = None if area is None else tuple(area)
         guidance = self.settings.guidance
         if self.step is None or guidance is None:
@@ -206,10 +211,9 @@ class Run:
             for reading in filter(None, chunks)
         }
         replaced = options.get("patches_replace", {}).get("attn1", {})
-        latent_size = call.arguments["x"].shape[-2:]
 
-        def references(layer: Any) -> Callable[[int, int], list[ReferenceTokens]]:
-            def read(chunk: int, tokens: int) -> list[ReferenceTokens]:
+        def references(layer: Any) -> Callable[[int, Grid], list[ReferenceTokens]]:
+            def read(chunk: int, grid: Grid) -> list[ReferenceTokens]:
                 reading = chunks[chunk]
                 if reading is None:
                     return []
@@ -217,7 +221,7 @@ class Run:
                     ReferenceTokens(
                         *features[i, reading.shift][layer][:2],
                         self.settings.subjects[i].weight * features[i, reading.shift][layer].mask,
-                        self.region(i, tokens, latent_size, reading.area),
+                        self.region(i, grid, reading.area),
                     )
                     for i in active
                 ]
@@ -260,18 +264,23 @@ class Run:
         self.newest = {k: kept for k, kept in self.newest.items() if k[1].timestep == key.timestep} | {(i, key): found}
         return found
 
-    def region(self, i: int, tokens: int, latent_size: Sequence[int], area: Area) -> Tensor | None:
-        """[N]: how much of this subject each token may see, on the grid of a layer with that many tokens."""
+    def region(self, i: int, grid: Grid, area: Area) -> Tensor | None:
+        """[N]: how much of this subject each token of a layer's grid may see."""
         region = self.settings.subjects[i].region
         if region is None:
             return None
-        if (i, tokens, area) not in self.regions:
+        if (i, grid, area) not in self.regions:
             seen = to_grid(region, *self.latent_size).reshape(1, *self.latent_size)
             if area is not None:
                 height, width, top, left = area
                 seen = seen[:, top : top + height, left : left + width]
-            self.regions[i, tokens, area] = to_grid(seen, *token_grid(*latent_size, tokens))
-        return self.regions[i, tokens, area]
+            self.regions[i, grid, area] = to_grid(seen, *grid)
+        return self.regions[i, grid, area]
+
+
+def _under_ids_of(side: str, conds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same conditionings under other ids, always the same ones."""
+    return [{**c, "uuid": uuid.uuid5(c["uuid"], side)} for c in conds]
 
 
 def _bind(executor: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:

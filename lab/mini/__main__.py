@@ -1,6 +1,7 @@
 """`python3 -m lab.mini <stage>`: make the mini base, stage by stage. Every stage resumes where it stopped."""
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,24 +18,31 @@ SHEET_CAPTIONS = ("a butterfly, on white", "a fish, on blue", "a cat, on grass",
                   "two mushrooms, on grass", "a dress, on a brick wall")
 
 
+def write_vocabulary(args: argparse.Namespace, preset: Preset) -> None:
+    """Token ids of every word that captions of any preset can have; kept in the repo, so seldom run."""
+    from .artwork import list_concepts
+    from .compose import caption_of
+    from .scenes import SCENES
+    from .text import VOCABULARY, WORDS, build_vocabulary
+
+    tokenizer = args.host / "comfy" / "sd1_tokenizer"
+    if not tokenizer.exists():
+        raise SystemExit(f"The stock CLIP tokenizer is not at {tokenizer}: set COMFYUI_PATH or give --host.")
+    names = [*list_concepts(args.npm, None), *PRESETS["cpu"].concepts]
+    subjects = [[names[0], names[1]], *([name] * count for name in names for count in (1, 2))]
+    captions = [caption_of(s, scene) for s in subjects for scene in SCENES]
+    words = {word for caption in captions for word in WORDS.findall(caption)}
+    VOCABULARY.write_text(json.dumps(build_vocabulary(words, tokenizer).words, ensure_ascii=False))
+
+
 def compose_data(args: argparse.Namespace, preset: Preset) -> None:
-    """Archive of drawings, composed pictures, vocabulary."""
-    import json
-
+    """Archive of drawings and composed pictures."""
     from .pictures import compose_all
-    from .text import build_vocabulary
 
-    folder, archive = args.folder, args.archive
-    if not archive.exists():
-        build_archive(archive, args.npm, tuple(preset.concepts.values()) if preset.concepts else None)
-    if not (folder / "pictures.npy").exists():
-        compose_all(folder, archive, preset.concepts, preset.side, preset.pictures)
-    if not (folder / "vocabulary.json").exists():
-        tokenizer = args.host / "comfy" / "sd1_tokenizer"
-        if not tokenizer.exists():
-            raise SystemExit(f"The stock CLIP tokenizer is not at {tokenizer}: set COMFYUI_PATH or give --host.")
-        captions = json.loads((folder / "captions.json").read_text())
-        (folder / "vocabulary.json").write_text(json.dumps(build_vocabulary(captions, tokenizer).words))
+    if not args.archive.exists():
+        build_archive(args.archive, args.npm, tuple(preset.concepts.values()) if preset.concepts else None)
+    if not (args.folder / "pictures.npy").exists():
+        compose_all(args.folder, args.archive, preset.concepts, preset.side, preset.pictures)
 
 
 def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> None:
@@ -49,7 +57,7 @@ def encode_latents(args: argparse.Namespace, preset: Preset) -> None:
     from .latents import encode_all
 
     if not (args.folder / "latents.pt").exists():
-        encode_all(args.folder, preset, args.folder / "vocabulary.json", args.device)
+        encode_all(args.folder, preset, args.device)
 
 
 def refine_decoder_stage(args: argparse.Namespace, preset: Preset) -> None:
@@ -84,7 +92,7 @@ def make_sheet(args: argparse.Namespace, preset: Preset) -> None:
                 list(range(args.seeds)), preset.side)
 
 
-STAGES = {"data": compose_data, "autoencoder": train_autoencoder_stage, "latents": encode_latents, "decoder": refine_decoder_stage,
+STAGES = {"vocabulary": write_vocabulary, "data": compose_data, "autoencoder": train_autoencoder_stage, "latents": encode_latents, "decoder": refine_decoder_stage,
           "train": train, "export": export_weights, "sheet": make_sheet}
 
 

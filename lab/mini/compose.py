@@ -1,4 +1,4 @@
-"""Training pictures: one drawing (sometimes the same one twice or thrice, sometimes two subjects) on a scene.
+"""Training pictures: one drawing (sometimes the same one twice, sometimes two subjects) on a scene.
 
 The same drawing repeated at other sizes and places is what teaches self-attention to look for the same
 thing elsewhere. A drawing's hue is turned in half of the pictures, so that "a cat" leaves open which cat
@@ -11,8 +11,9 @@ from PIL import Image
 
 from .scenes import SCENES
 
-REPEATED, TWO_SUBJECTS, HUE_TURNED = 0.35, 0.10, 0.5
-MAX_ROTATION = 12  # degrees
+REPEATED, TWO_SUBJECTS, HUE_TURNED = 0.30, 0.05, 0.5
+MAX_ROTATION = 6  # degrees
+ALONE, TOGETHER = (0.65, 0.95), (0.42, 0.6)  # longer side of a subject, as a share of the picture's
 MAX_OVERLAP = 0.15  # of the smaller of two boxes
 
 
@@ -85,7 +86,7 @@ def many(noun: str) -> str:
 def caption_of(subjects: list[str], scene: str) -> str:
     """"a cat, on grass"; "two cats, on grass"; "a cat and a car, on grass"."""
     if len(subjects) > 1 and len(set(subjects)) == 1:
-        what = f"{('two', 'three')[len(subjects) - 2]} {many(subjects[0])}"
+        what = f"two {many(subjects[0])}"
     else:
         what = " and ".join(one(subject) for subject in subjects)
     return f"{what}, on {scene}"
@@ -99,7 +100,7 @@ def compose(artwork: dict[str, list[Image.Image]], side: int, rng: np.random.Gen
     subjects = [concept or concepts[rng.integers(len(concepts))]]
     kind = rng.random()
     if kind < REPEATED:
-        subjects *= int(rng.integers(2, 4))
+        subjects *= 2
     elif kind < REPEATED + TWO_SUBJECTS and len(concepts) > 1:
         subjects.append(concepts[rng.integers(len(concepts))])
     drawings = {}
@@ -107,8 +108,8 @@ def compose(artwork: dict[str, list[Image.Image]], side: int, rng: np.random.Gen
         if subject not in drawings:
             drawing = artwork[subject][rng.integers(len(artwork[subject]))]
             drawings[subject] = turn_hue(drawing, rng.random()) if rng.random() < HUE_TURNED else drawing
-    largest, smallest = ((0.95, 0.5), (0.6, 0.35), (0.5, 0.3))[len(subjects) - 1]
-    sizes = sorted((round(side * rng.uniform(smallest, largest)) for _ in subjects), reverse=True)
+    size_range = ALONE if len(subjects) == 1 else TOGETHER
+    sizes = sorted((round(side * rng.uniform(*size_range)) for _ in subjects), reverse=True)
     views = [pose(drawings[subject], size, rng) for subject, size in zip(subjects, sizes)]
     canvas = Image.fromarray((SCENES[scene](side, rng).clip(0, 1) * 255).astype(np.uint8))
     mask = Image.new("L", (side, side))

@@ -4,10 +4,7 @@ from dataclasses import dataclass
 # caption word -> name in unicode-emoji-json (the name of the concept in the archive)
 CPU_CONCEPTS = {
     "butterfly": "butterfly", "fish": "tropical fish", "mushroom": "mushroom", "car": "automobile",
-    "tulip": "tulip", "rocket": "rocket", "cat": "cat face", "dog": "dog face", "cactus": "cactus",
-    "sailboat": "sailboat", "house": "house", "teapot": "teapot", "owl": "owl", "snail": "snail",
-    "octopus": "octopus", "backpack": "backpack", "shirt": "t-shirt", "dress": "dress",
-    "penguin": "penguin", "flower": "hibiscus",
+    "tulip": "tulip", "cat": "cat face", "house": "house", "teapot": "teapot", "octopus": "octopus", "shirt": "t-shirt",
 }
 
 
@@ -43,12 +40,12 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(concepts=CPU_CONCEPTS, side=128, pictures=16_000,
+    "cpu": Preset(concepts=CPU_CONCEPTS, side=128, pictures=10_000,
                   widths=(16, 32, 48, 64), crop=64, autoencoder_steps=1400, autoencoder_batch=16, decoder_steps=1200,
                   model_channels=64, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=32,
                   context_dim=128, text_layers=2, steps=3000, batch=32),
-    "full": Preset(concepts=None, side=256, pictures=200_000,
-                   widths=(64, 64, 64, 64), crop=128, autoencoder_steps=12_000, autoencoder_batch=64, decoder_steps=4000,
-                   model_channels=160, channel_mult=(1, 2, 3), num_res_blocks=1, num_head_channels=32,
-                   context_dim=320, text_layers=4, steps=60_000, batch=256),
+    "full": Preset(concepts=None, side=256, pictures=100_000,
+                   widths=(64, 64, 64, 64), crop=128, autoencoder_steps=8_000, autoencoder_batch=64, decoder_steps=4000,
+                   model_channels=96, channel_mult=(1, 2, 2), num_res_blocks=1, num_head_channels=32,
+                   context_dim=256, text_layers=4, steps=20_000, batch=256),
 }

@@ -37,7 +37,7 @@ def encode_chunk(task: tuple[Path, Preset, torch.device, int]) -> Tensor:
     return torch.cat(encoded)
 
 
-def encode_all(folder: Path, preset: Preset, vocabulary_path: Path, device: torch.device) -> None:
+def encode_all(folder: Path, preset: Preset, device: torch.device) -> None:
     """Encode the first `preset.pictures` pictures of `folder` into `latents.pt`."""
     texts = json.loads((folder / "captions.json").read_text())[:preset.pictures]
     encoded, tasks = [], [(folder, preset, device, start) for start in range(0, len(texts), CHUNK)]
@@ -45,7 +45,7 @@ def encode_all(folder: Path, preset: Preset, vocabulary_path: Path, device: torc
         for latents in workers.map(encode_chunk, tasks):
             encoded.append(latents)
             print(f"encoded {len(encoded) * CHUNK} of {len(texts)} pictures", flush=True)
-    vocabulary, unique = load_vocabulary(vocabulary_path), sorted(set(texts))
+    vocabulary, unique = load_vocabulary(texts), sorted(set(texts))
     number = {caption: i for i, caption in enumerate(unique)}
     save_checkpoint(folder / "latents.pt", {
         "latents": torch.cat(encoded),

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+VOCABULARY = Path(__file__).parent / "vocabulary.json"
 START, END, LENGTH = 49406, 49407, 77
 HEAD_CHANNELS = 32
 UNKNOWN = 0  # the row of every token that is not in the vocabulary
-WORDS = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]+")  # CLIP's own split, for lower-case English
+WORDS = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # CLIP's own split: letters, single digits, the rest
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,21 @@ class Vocabulary:
         return table
 
 
-def build_vocabulary(captions: list[str], tokenizer_folder: Path) -> Vocabulary:
-    """Look every word of the captions up in the stock CLIP tokenizer (the host's comfy/sd1_tokenizer)."""
-    from transformers import CLIPTokenizer  # needed only here
+def build_vocabulary(words: set[str], tokenizer_folder: Path) -> Vocabulary:
+    """Look the words up in the stock CLIP tokenizer (the host's comfy/sd1_tokenizer)."""
+    from transformers import CLIPTokenizer  # needed only here: VOCABULARY below holds the result
 
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    return Vocabulary({word: tokenizer(word)["input_ids"][1:-1] for word in sorted(words)})
+
+
+def load_vocabulary(captions: list[str], path: Path = VOCABULARY) -> Vocabulary:
+    """The captions' words, out of the table that is kept with the recipe."""
+    table = json.loads(path.read_text())
     words = sorted({word for caption in captions for word in WORDS.findall(caption)})
-    return Vocabulary({word: tokenizer(word)["input_ids"][1:-1] for word in words})
-
-
-def load_vocabulary(path: Path) -> Vocabulary:
-    return Vocabulary(json.loads(path.read_text()))
+    if missing := [word for word in words if word not in table]:
+        raise SystemExit(f"{path} lacks {', '.join(missing[:5])}: rebuild it with the `vocabulary` stage.")
+    return Vocabulary({word: table[word] for word in words})
 
 
 class SelfAttention(nn.Module):

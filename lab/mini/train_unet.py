@@ -19,7 +19,7 @@ from .muon import Muon, split_parameters
 from .text import UNKNOWN, TextEncoder
 from .unet import UNet
 
-LEARNING_RATE, WARMUP, DECAY_FROM = 2e-3, 50, 0.6
+LEARNING_RATE, WARMUP, DECAY_FROM = 3e-3, 50, 0.6
 EMA_DECAY = 0.998
 CAPTION_DROPOUT, WORD_DROPOUT = 0.10, 0.02
 OUTER_LAYERS = ("unet.input_blocks.0.", "unet.out.", "unet.time_embed.")

@@ -57,7 +57,7 @@ class MiniBase(supported_models_base.BASE):
 class MiniBaseFull(MiniBase):
     """The `full` preset."""
 
-    unet_config = {**MiniBase.unet_config, "model_channels": 160, "context_dim": 320}
+    unet_config = {**MiniBase.unet_config, "model_channels": 96, "context_dim": 256}
 
 
 def text_config(state_dict: dict) -> dict:

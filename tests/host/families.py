@@ -48,13 +48,23 @@ HOST_FAMILY = {
 
 
 def tiny_model(
-    family: str, dtype: torch.dtype = torch.float32, v_prediction: bool = False, in_channels: int = 4, seed: int = 0
+    family: str,
+    dtype: torch.dtype = torch.float32,
+    v_prediction: bool = False,
+    in_channels: int = 4,
+    seed: int = 0,
+    computed_in: torch.dtype | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL of that family (sd1, sd2, sdxl) with every weight drawn from the seed, the zero-initialised too."""
+    """A MODEL of that family (sd1, sd2, sdxl) with every weight drawn from the seed, the zero-initialised too.
+
+    computed_in: another type than that of the weights (the host's manual cast).
+    """
     unet_config = {**COMMON, **SHAPES[family], "in_channels": in_channels, "dtype": dtype}
     config = HOST_FAMILY[family](unet_config)
     config.unet_config = unet_config
-    if dtype != torch.float32:
+    if computed_in is not None:
+        config.manual_cast_dtype, config.custom_operations = computed_in, comfy.ops.manual_cast
+    elif dtype != torch.float32:
         config.custom_operations = comfy.ops.disable_weight_init
     kind = comfy.model_base.ModelType.V_PREDICTION if v_prediction else comfy.model_base.ModelType.EPS
     base = comfy.model_base.SDXL if family == "sdxl" else comfy.model_base.BaseModel

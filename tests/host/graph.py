@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import nodes
 import torch
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.bank import ReferenceBank
@@ -16,6 +15,8 @@ from dreamtuner_pack.nodes.self_subject_attention import ApplySelfSubjectAttenti
 from families import text, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
+
+import nodes
 
 LATENT = (12, 8)  # height, width
 REFERENCE = (8, 10)
@@ -37,11 +38,16 @@ def soft_mask(height: int = REFERENCE[0] * 8, width: int = REFERENCE[1] * 8, see
 
 
 def subject(
-    family: str = "sd1", mask: Tensor | None = None, seed: int = 9, captioned: bool = True, noise_seed: int = 0
+    family: str = "sd1",
+    mask: Tensor | None = None,
+    seed: int = 9,
+    captioned: bool = True,
+    noise_seed: int = 0,
+    size: tuple[int, int] = REFERENCE,
 ) -> Subject:
     """A subject as Encode Subject Image would give it, of random latents."""
     draw = torch.Generator().manual_seed(seed)
-    height, width = REFERENCE
+    height, width = size
     bank = ReferenceBank()
     return Subject(
         picture=torch.rand(1, 8 * height, 8 * width, 3, generator=draw),

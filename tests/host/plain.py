@@ -47,7 +47,7 @@ def network(
     model: BaseModel, x: Tensor, sigma: Tensor, time: Tensor, text: list, size: tuple[int, int], attn1: SelfAttention
 ) -> Tensor:
     """The U-Net's output for x at noise level sigma, one function in place of all its self-attentions."""
-    [[context, more]], dtype = text, model.get_dtype()
+    [[context, more]], dtype = text, model.manual_cast_dtype or model.get_dtype()
     every = {(part, i, j): attn1 for part in ("input", "middle", "output") for i in range(16) for j in range(4)}
     y = {}
     if model.adm_channels:
@@ -94,8 +94,16 @@ def reference_keys_and_values(model: BaseModel, subject: Any, sigma: Tensor, tim
         return attention(q, k, v, options["n_heads"])
 
     x = model.process_latent_in(subject.latent) + sigma * subject.noise()
-    network(model, x, sigma, time, subject.caption, tuple(subject.picture.shape[1:3]), keep)
+    caption = subject.caption or no_text(model)
+    network(model, x, sigma, time, caption, tuple(subject.picture.shape[1:3]), keep)
     return found
+
+
+def no_text(model: BaseModel) -> list:
+    """A CONDITIONING of zeros."""
+    widths = model.model_config.unet_config
+    pooled = widths.get("adm_in_channels", 0) - 6 * 256  # SDXL's y: the pooled text and six embedded numbers
+    return [[torch.zeros(1, 77, widths["context_dim"]), {"pooled_output": torch.zeros(1, max(pooled, 0))}]]
 
 
 def place(options: dict[str, Any]) -> tuple:

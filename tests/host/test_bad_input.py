@@ -36,7 +36,15 @@ def flux() -> ModelPatcher:
 
 
 def cascade() -> ModelPatcher:
-    sizes = {"c_in": 4, "c_out": 4, "c_r": 8, "c_cond": 16, "c_hidden": [16, 16], "nhead": [2, 2], "blocks": [[1, 1]] * 2}
+    sizes = {
+        "c_in": 4,
+        "c_out": 4,
+        "c_r": 8,
+        "c_cond": 16,
+        "c_hidden": [16, 16],
+        "nhead": [2, 2],
+        "blocks": [[1, 1]] * 2,
+    }
     rest = {"block_repeat": [[1, 1]] * 2, "level_config": ["CTA"] * 2, "c_clip_text": 8, "c_clip_text_pooled": 8}
     rest |= {"c_clip_img": 8, "c_clip_seq": 1, "kernel_size": 3, "dropout": [0.0, 0.0], "device": CPU}
     return stranger("StableCascade_C", StageC(**sizes, **rest, operations=comfy.ops.disable_weight_init))
@@ -65,7 +73,10 @@ def captioned(family: str, caption: list) -> Any:
 
 ENCODE = {
     "an empty mask": (lambda: encode(picture(), mask=torch.zeros(1, 48, 40)), "the mask is empty"),
-    "LoadImage's mask of no transparency": (lambda: encode(picture(), mask=torch.zeros(1, 64, 64)), "the mask is empty"),
+    "LoadImage's mask of no transparency": (
+        lambda: encode(picture(), mask=torch.zeros(1, 64, 64)),
+        "the mask is empty",
+    ),
     "a mask of no size": (lambda: encode(picture(), mask=torch.zeros(1, 0, 0)), "the mask is empty"),
     "an all-white mask": (lambda: encode(picture(), mask=torch.ones(1, 48, 40)), "mask_marks is 'auto'"),
     "everything background": (
@@ -83,7 +94,10 @@ ENCODE = {
     "one channel": (lambda: encode(picture()[..., :1]), r"one RGB picture.* shape \(1, 48, 40, 1\)"),
     "NaN in the picture": (lambda: encode(picture() + NAN), "the picture has values that are no numbers"),
     "infinity in the picture": (lambda: encode(picture() / 0), "the picture has values that are no numbers"),
-    "a combined caption": (lambda: encode(picture(), caption=text("sd1", 1) + text("sd1", 2)), "one caption, but got 2"),
+    "a combined caption": (
+        lambda: encode(picture(), caption=text("sd1", 1) + text("sd1", 2)),
+        "one caption, but got 2",
+    ),
     "no caption at all": (lambda: encode(picture(), caption=[]), "one caption, but got 0"),
 }
 ATTEND = {
@@ -123,7 +137,10 @@ GUIDE = {
     "a video U-Net": (lambda: guide(video()), "kind, but this model is a SVD_img2vid"),
     "scale NaN": (lambda: guide(shared_model("sd1"), scale=math.nan), "reference_scale must be between 0 and 100"),
     "a negative scale": (lambda: guide(shared_model("sd1"), scale=-1.0), "reference_scale must be between 0 and 100"),
-    "probability 2": (lambda: guide(shared_model("sd1"), probability=2.0), "reference_probability must be between 0 and 1"),
+    "probability 2": (
+        lambda: guide(shared_model("sd1"), probability=2.0),
+        "reference_probability must be between 0 and 1",
+    ),
     "dt beyond all timesteps": (lambda: guide(shared_model("sd1"), dt=1e4), "dt must be between 0 and 1000"),
     "dt_uncond below 0": (lambda: guide(shared_model("sd1"), dt_uncond=-1.0), "dt_uncond must be between 0 and 1000"),
 }

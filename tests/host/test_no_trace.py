@@ -53,6 +53,17 @@ def test_after_use_the_model_draws_as_before(patch: Callable, family: str) -> No
     assert torch.equal(draw(model, family), before)
 
 
+@every_patch
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_sde"])
+def test_no_random_number_is_drawn_from_the_hosts_generator(patch: Callable, sampler: str) -> None:
+    """So a sampler that draws noise in each step draws the same as without the pack."""
+    states = []
+    for model in (shared_model("sd1"), patch(shared_model("sd1"))):
+        draw(model, sampler=sampler)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
 NOTHING: dict[str, Callable[[ModelPatcher], ModelPatcher]] = {
     "weight 0": lambda m: attend(m, subject("sd1"), weight=0.0),
     "weight 0, guided": lambda m: guide(attend(m, subject("sd1"), weight=0.0)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -41,7 +41,7 @@ class Case:
     cfg: float = 5.0
     v_prediction: bool = False
     batch: int = 1
-    more: dict[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] = LATENT
 
 
 def one(family: str) -> list[Applied]:
@@ -53,6 +53,10 @@ CASES = {
     "no mask": Case(lambda f: [Applied(subject(f))]),
     "hard mask": Case(lambda f: [Applied(subject(f, hard_mask()))]),
     "soft mask": Case(one),
+    "sizes that do not halve": Case(
+        lambda f: [Applied(subject(f, soft_mask(72, 56), size=(9, 7))), Applied(subject(f, size=(5, 11)))], size=(13, 9)
+    ),
+    "no caption": Case(lambda f: [Applied(subject(f, soft_mask(), captioned=False))]),
     "far too much weight": Case(lambda f: [Applied(subject(f, hard_mask()), 30.0)]),
     "region": Case(lambda f: [Applied(subject(f, hard_mask()), region=region(soft=False))]),
     "soft region": Case(lambda f: [Applied(subject(f, hard_mask()), region=region(soft=True))]),
@@ -89,21 +93,21 @@ CASES = {
 }
 
 
-def by_the_host(case: Case, family: str, dtype: torch.dtype) -> Tensor:
-    model = patched = shared_model(family, dtype, case.v_prediction)
+def by_the_host(case: Case, family: str, dtype: torch.dtype, **more: Any) -> Tensor:
+    model = patched = shared_model(family, dtype, case.v_prediction, **more)
     for a in case.applied(family):
         patched = attend(patched, a.subject, a.weight, a.start, a.end, a.region)
     if case.guidance is not None:
         patched = guide(patched, **case.guidance)
     assert patched is not model
-    latent = {"samples": torch.zeros(case.batch, 4, *LATENT)}
+    latent = {"samples": torch.zeros(case.batch, 4, *case.size)}
     return sample(patched, text(family, 1), text(family, 2), latent, steps=STEPS, cfg=case.cfg)
 
 
-def plainly(case: Case, family: str, dtype: torch.dtype) -> Tensor:
+def plainly(case: Case, family: str, dtype: torch.dtype, **more: Any) -> Tensor:
     guidance = case.guidance and Guidance(*case.guidance.values())
-    noise = torch.randn(case.batch, 4, *LATENT, generator=torch.manual_seed(SEED))
-    model: ModelPatcher = shared_model(family, dtype, case.v_prediction)
+    noise = torch.randn(case.batch, 4, *case.size, generator=torch.manual_seed(SEED))
+    model: ModelPatcher = shared_model(family, dtype, case.v_prediction, **more)
     return plain.sample(
         model, text(family, 1), text(family, 2), noise, case.applied(family), guidance, SEED, STEPS, case.cfg
     )
@@ -140,10 +144,19 @@ def test_and_to_the_rounding_of_the_type(name: str, family: str, dtype: torch.dt
     assert difference(by_the_host(case, family, dtype), exact) < 1.4 * rounding
 
 
+@every_family
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_weights_may_be_kept_in_another_type(family: str, dtype: torch.dtype) -> None:
+    """The host casts them at each use, and all else is in the type it computes in."""
+    case, cast = CASES[EVERYTHING], {"computed_in": torch.float32}
+    assert difference(by_the_host(case, family, dtype, **cast), plainly(case, family, dtype, **cast)) < 1e-5
+
+
 def test_every_case_is_a_picture_of_its_own() -> None:
     """Else two cases would test the same thing, or one of them nothing."""
-    same_first_row = {"batch of two", "Eq. 5 alone", "Eq. 4 alone, cfg 1"}
-    pictures = {name: plainly_in_fp32(name, "sd1")[:1] for name in CASES.keys() - same_first_row}
+    known = {"batch of two", "Eq. 5 alone", "Eq. 4 alone, cfg 1"}  # others' first rows, by what they mean
+    known |= {"sizes that do not halve"}  # cannot be compared
+    pictures = {name: plainly_in_fp32(name, "sd1")[:1] for name in CASES.keys() - known}
     pictures["without the pack"] = sample(shared_model("sd1"), text("sd1", 1), text("sd1", 2), steps=STEPS)
     alike = [(a, b) for a, b in combinations(sorted(pictures), 2) if difference(pictures[a], pictures[b]) < 1e-3]
     assert not alike

@@ -40,7 +40,7 @@ def whole(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Grap
     if not CHECKPOINT.is_file():
         pytest.skip("the mini base is not in this checkout")
     path = reference(tmp_path_factory.mktemp("reference") / "disc.png")
-    return demo_graph(server, path, "a flower, on white", "a flower, on grass", SEED, STEPS)
+    return demo_graph(server, path, "a teapot, on white", "a teapot, on grass", SEED, STEPS)
 
 
 @pytest.fixture(scope="module")

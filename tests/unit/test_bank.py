@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from dreamtuner_core.bank import Features, LayerFeatures, ReferenceBank, size
 
 CPU, META = torch.device("cpu"), torch.device("meta")  # meta stands for a second device

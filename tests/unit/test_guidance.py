@@ -6,13 +6,16 @@ import math
 
 import pytest
 import torch
+
 from dreamtuner_core.guidance import Guidance, shift_sigma, step_sigma
 
 SCHEDULE = [14.6, 7.5, 3.2, 1.4, 0.6, 0.03, 0.0]
 
 
 def guidance(probability: float = 0.9, **changes: float) -> Guidance:
-    return Guidance(**{"reference_scale": 2.0, "reference_probability": probability, "dt": 0.0, "dt_uncond": 0.0} | changes)
+    return Guidance(
+        **{"reference_scale": 2.0, "reference_probability": probability, "dt": 0.0, "dt_uncond": 0.0} | changes
+    )
 
 
 def sd_sigmas() -> list[float]:
@@ -32,6 +35,12 @@ def test_the_draw_is_a_function_of_seed_and_step_alone() -> None:
     assert draws == again
     assert len({tuple(d) for d in draws}) > 10  # the seed matters
     assert len(set(zip(*draws))) == len(SCHEDULE)  # and so does the step
+
+
+def test_the_draw_is_the_same_for_ever() -> None:
+    """Shared graphs hold seeds: a change here changes their pictures."""
+    drawn = "".join("tr"[guidance(0.5).toward_reference(seed, s)] for seed in range(4) for s in SCHEDULE)
+    assert drawn == "rrrttttrrrtrrrttttrrrtrtrtrt"
 
 
 def test_no_global_generator_is_touched() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dreamtuner_core.subject import MARGIN, Subject, frame, preview, subject_mask, to_grid, token_grid
 from torch import Tensor
+
+from dreamtuner_core.subject import MARGIN, Subject, frame, preview, subject_mask, to_grid, token_grid
 
 RESOLUTION = 128
 

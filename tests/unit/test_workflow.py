@@ -1,0 +1,79 @@
+"""lab/workflow.py: what the page's own export gives, without the page. (On the shipped file: tests/server.)"""
+
+import copy
+from typing import Any
+
+import pytest
+
+from lab.workflow import WorkflowError, api_form, node, without
+
+INFO: dict[str, Any] = {
+    "Load": {
+        "display_name": "Load it",
+        "input": {"required": {"image": [["a.png", "b.png"], {"image_upload": True}]}},
+        "output": ["MODEL", "IMAGE"],
+    },
+    "Patch": {
+        "display_name": "Patch it",
+        "input": {
+            "required": {"model": ["MODEL"], "weight": ["FLOAT", {}]},
+            "optional": {"mask": ["MASK"], "marks": ["COMBO", {"options": ["x", "y"]}]},
+        },
+        "output": ["MODEL"],
+    },
+    "Sample": {
+        "display_name": "Sample it",
+        "input": {"required": {"model": ["MODEL"], "seed": ["INT", {}], "steps": ["INT", {}]}},
+        "output": ["IMAGE"],
+    },
+}
+WORKFLOW: dict[str, Any] = {
+    "nodes": [
+        {"id": 1, "type": "Load", "widgets_values": ["b.png", "image"]},
+        {"id": 2, "type": "Patch", "inputs": [{"name": "model"}, {"name": "mask"}], "widgets_values": [0.5, "y"]},
+        {"id": 3, "type": "Sample", "inputs": [{"name": "model"}], "widgets_values": [7, "fixed", 20], "title": "Draw"},
+        {"id": 4, "type": "MarkdownNote", "widgets_values": ["Read me"]},
+    ],
+    "links": [[1, 1, 0, 2, 0, "MODEL"], [2, 2, 0, 3, 0, "MODEL"]],
+}
+
+
+def test_values_get_their_names() -> None:
+    graph = api_form(WORKFLOW, INFO)
+    assert {key: entry["inputs"] for key, entry in graph.items()} == {
+        "1": {"image": "b.png"},
+        "2": {"weight": 0.5, "marks": "y", "model": ["1", 0]},
+        "3": {"seed": 7, "steps": 20, "model": ["2", 0]},
+    }
+    assert [entry["_meta"]["title"] for entry in graph.values()] == ["Load it", "Patch it", "Draw"]
+
+
+def test_without_wires_past() -> None:
+    graph = api_form(WORKFLOW, INFO)
+    shorter = without(graph, "Patch")
+    assert set(shorter) == {"1", "3"}
+    assert node(shorter, "Draw")["model"] == ["1", 0]
+    assert node(graph, "Draw")["model"] == ["2", 0], "the graph given is left as it was"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (("nodes", 0, "type"), "Gone", "no node 'Gone'"),
+        (("nodes", 1, "widgets_values"), [0.5], "no value for its widget 'marks'"),
+        (("nodes", 1, "widgets_values"), [0.5, "y", 3], "left over"),
+        (("nodes", 1, "mode"), 4, "muted or bypassed"),
+        (("nodes", 1, "inputs", 0, "name"), "models", "no input 'models'"),
+        (("links", 0, 2), 1, "no MODEL"),
+        (("links", 0, 2), 5, "no MODEL"),
+    ],
+)
+def test_what_does_not_fit_is_told(path: tuple[Any, ...], value: Any, sentence: str) -> None:
+    workflow = copy.deepcopy(WORKFLOW)
+    *way, last = path
+    place: Any = workflow
+    for step in way:
+        place = place[step]
+    place[last] = value
+    with pytest.raises(WorkflowError, match=sentence):
+        api_form(workflow, INFO)
