@@ -67,6 +67,7 @@ class ReferenceBank:
 
     def put(self, key: Hashable, features: Features, device: torch.device) -> bool:
         """Keep the features on that device, if there is room for them. True when kept."""
+        self._entries.pop(key, None)
         needed = size(features)
         for old in sorted(self._entries, key=lambda k: self._entries[k].last_run):
             if self.nbytes() + needed <= self.limit or self._entries[old].last_run >= self._run - 1:

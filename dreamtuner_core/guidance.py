@@ -46,7 +46,8 @@ class Guidance:
         """Eq. 6's draw: True for Eq. 4, False for Eq. 5.
 
         lambda depends on the sampler's seed and on the step's own sigma alone: the same for every row of every batch,
-        for every evaluation within a step, and for a run that is done in two halves.
+        and for a run that is done in two halves. What a second-order sampler asks at the sigma where the next step
+        begins is drawn with that step.
         """
         lam = random.Random(f"{seed}:{step_sigma:.5e}").random()
         return lam < self.reference_probability

@@ -77,7 +77,7 @@ def own_install() -> Host | None:
     if named := os.environ.get("COMFYUI_PYTHON"):
         if not (found := shutil.which(named)):
             raise SetupError(f"COMFYUI_PYTHON is {named}, but no Python can be run there.")
-        return Host(_tree_version(tree), tree, Path(found))
+        return Host(_tree_version(tree), tree, Path(found).absolute())
     for folder in ("venv", ".venv"):
         if (python := tree / folder / "bin" / "python").exists():
             return Host(_tree_version(tree), tree, python)
@@ -164,8 +164,9 @@ def _run(command: Sequence[str], what: str, every: float = 15.0) -> None:
 
 
 def _last_line(log: Path) -> str:
+    dull = ("WARNING", "[notice]", "Attempting uninstall", "Found existing", "Uninstalling", "Successfully uninstalled")
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("WARNING", "[notice]")) and "uninstall" not in line]
+    lines = [line for line in lines if line and not line.startswith(dull)]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["nothing yet"])[-1]
 

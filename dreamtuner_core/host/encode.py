@@ -39,8 +39,13 @@ def encode_subject(
         caption = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     if caption is not None and len(caption) != 1:
         raise ValueError(f"expected one caption, but got {len(caption)} combined; link a single text encode.")
+    latent = vae.encode(picture)
+    if not torch.isfinite(latent).all():
+        raise ValueError(
+            "the VAE made values that are no numbers (NaN or infinity); run it in fp32, or take another VAE."
+        )
     bank = ReferenceBank()
-    subject = Subject(picture, framed_mask, vae.encode(picture), caption, noise_seed, bank, BankKeeper(bank))
+    subject = Subject(picture, framed_mask, latent, caption, noise_seed, bank, BankKeeper(bank))
     return subject, preview(picture, framed_mask)
 
 
