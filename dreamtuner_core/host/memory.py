@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import comfy.model_management
 import comfy.model_patcher
+import torch
 
 from ..bank import Features, ReferenceBank, size
 
@@ -22,7 +25,7 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
             offload_device=comfy.model_management.unet_offload_device(),
         )
 
-    def keep(self, key, features: Features) -> bool:
+    def keep(self, key: Hashable, features: Features) -> bool:
         """Put features into the bank on the best device that has room for them. True when kept."""
         needed = size(features)
         reserve = comfy.model_management.minimum_inference_memory()
@@ -37,13 +40,17 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
     def loaded_size(self) -> int:
         return self.model.nbytes(self.load_device)
 
-    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False) -> int:
+    def partially_load(
+        self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> int:
         return 0  # features are fetched one noise level at a time
 
-    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False) -> int:
+    def partially_unload(
+        self, device_to: torch.device, memory_to_free: float = 0, force_patch_weights: bool = False
+    ) -> int:
         return self.model.move(self.load_device, device_to, memory_to_free)
 
-    def detach(self, unpatch_all=True):
+    def detach(self, unpatch_all: bool = True) -> ReferenceBank:
         # The host also detaches, with unpatch_all False, what it is about to load again.
         if unpatch_all and self.offload_device == self.load_device:
             self.model.clear()

@@ -44,7 +44,8 @@ def reference_features(
 
     def foreground(tokens: int) -> tuple[Tensor, Tensor]:
         if tokens not in foregrounds:
-            mask = subject.foreground(*token_grid(*subject.latent.shape[-2:], tokens))
+            height, width = subject.latent.shape[-2:]
+            mask = subject.foreground(*token_grid(height, width, tokens))
             present = torch.nonzero(mask).flatten()
             foregrounds[tokens] = present.to(device), mask[present].to(device)
         return foregrounds[tokens]
@@ -59,7 +60,7 @@ def reference_features(
 
         return keep
 
-    def at_network_time(executor, x, timesteps, *args, **kwargs):
+    def at_network_time(executor: Any, x: Tensor, timesteps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return executor(x, timestep, *args, **kwargs)
 
     level = torch.tensor([sigma], device=device)

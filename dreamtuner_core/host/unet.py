@@ -13,7 +13,7 @@ class Layer(NamedTuple):
 
     block: str
     number: int
-    index: int
+    depth: int
 
 
 def self_attentions(patcher: ModelPatcher) -> dict[Layer, BasicTransformerBlock]:
@@ -32,9 +32,9 @@ def self_attentions(patcher: ModelPatcher) -> dict[Layer, BasicTransformerBlock]
             f"{type(patcher.model).__name__}; load a checkpoint of one of those families."
         )
     return {
-        Layer(name, i, index): block
+        Layer(name, i, depth): block
         for name, i, transformer in transformers
-        for index, block in enumerate(transformer.transformer_blocks)
+        for depth, block in enumerate(transformer.transformer_blocks)
         if isinstance(block, BasicTransformerBlock) and not block.disable_self_attn
     }
 

@@ -1,4 +1,5 @@
 """`python3 -m lab.mini <stage>`: make the mini base, stage by stage. Every stage resumes where it stopped."""
+
 import argparse
 import dataclasses
 import json
@@ -13,9 +14,18 @@ from .config import PRESETS, Preset
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = Path(__file__).parent / "weights" / "mini_base.safetensors"
-SHEET_CAPTIONS = ("a butterfly, on white", "a fish, on blue", "a cat, on grass", "a rocket, on a night sky",
-                  "a house, on snow", "a teapot, on a wooden floor", "a car, on a beach", "an owl, on pink",
-                  "two mushrooms, on grass", "a dress, on a brick wall")
+SHEET_CAPTIONS = (
+    "a butterfly, on white",
+    "a fish, on blue",
+    "a cat, on grass",
+    "a rocket, on a night sky",
+    "a house, on snow",
+    "a teapot, on a wooden floor",
+    "a car, on a beach",
+    "an owl, on pink",
+    "two mushrooms, on grass",
+    "a dress, on a brick wall",
+)
 
 
 def write_vocabulary(args: argparse.Namespace, preset: Preset) -> None:
@@ -88,12 +98,25 @@ def make_sheet(args: argparse.Namespace, preset: Preset) -> None:
     from .sheet import import_host, paint_sheet
 
     import_host(args.host)
-    paint_sheet(args.weights, args.folder / "sheet.png", args.captions or list(SHEET_CAPTIONS),
-                list(range(args.seeds)), preset.side)
+    paint_sheet(
+        args.weights,
+        args.folder / "sheet.png",
+        args.captions or list(SHEET_CAPTIONS),
+        list(range(args.seeds)),
+        preset.side,
+    )
 
 
-STAGES = {"vocabulary": write_vocabulary, "data": compose_data, "autoencoder": train_autoencoder_stage, "latents": encode_latents, "decoder": refine_decoder_stage,
-          "train": train, "export": export_weights, "sheet": make_sheet}
+STAGES = {
+    "vocabulary": write_vocabulary,
+    "data": compose_data,
+    "autoencoder": train_autoencoder_stage,
+    "latents": encode_latents,
+    "decoder": refine_decoder_stage,
+    "train": train,
+    "export": export_weights,
+    "sheet": make_sheet,
+}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -104,7 +127,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="work files (.lab/mini/<preset>)")
     parser.add_argument("--archive", type=Path, help="the drawings (lab/mini/artwork.zip for the cpu preset)")
     parser.add_argument("--npm", type=Path, default=ROOT / ".lab" / "npm", help="folder of npm tarballs")
-    parser.add_argument("--host", type=Path, default=Path(os.environ.get("COMFYUI_PATH", ROOT / ".lab" / "comfyui-0.3.75")))
+    parser.add_argument(
+        "--host", type=Path, default=Path(os.environ.get("COMFYUI_PATH", ROOT / ".lab" / "comfyui-0.3.75"))
+    )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the exported checkpoint")
     parser.add_argument("--steps", type=int, help="U-Net steps in all; may change when a run resumes")
     parser.add_argument("--autoencoder-steps", type=int)

@@ -4,6 +4,7 @@ Five drawings of each concept (three designs of their own and two renderings of 
 npm packages; their licences stand in README.md. The archive is a zip of 256 px WebP files with alpha,
 named `<concept>/<drawing>.webp`.
 """
+
 import io
 import json
 import subprocess
@@ -46,8 +47,11 @@ def list_concepts(folder: Path, names: tuple[str, ...] | None) -> dict[str, str]
     """{emoji name: code points}, e.g. {"butterfly": "1f98b"}: the named ones, or every one of GROUPS."""
     with fetch_package(NAMES_PACKAGE, folder) as package:
         table = json.load(package.extractfile("package/data-by-emoji.json"))
-    concepts = {entry["name"].lower(): "-".join(f"{ord(c):x}" for c in emoji)
-                for emoji, entry in table.items() if entry["group"] in GROUPS}
+    concepts = {
+        entry["name"].lower(): "-".join(f"{ord(c):x}" for c in emoji)
+        for emoji, entry in table.items()
+        if entry["group"] in GROUPS
+    }
     if names is None:
         return concepts
     unknown = [name for name in names if name not in concepts]
@@ -123,7 +127,9 @@ def load_artwork(path: Path) -> dict[tuple[str, str], Image.Image]:
 
 def load_held_out() -> set[tuple[str, str]]:
     """(concept, drawing) pairs that no training picture may show."""
-    return {(concept, drawing) for concept, drawings in json.loads(HELD_OUT.read_text()).items() for drawing in drawings}
+    return {
+        (concept, drawing) for concept, drawings in json.loads(HELD_OUT.read_text()).items() for drawing in drawings
+    }
 
 
 def training_artwork(path: Path) -> dict[str, list[Image.Image]]:

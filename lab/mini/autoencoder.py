@@ -4,6 +4,7 @@ Source: madebyollin/taesd, as in the host's comfy/taesd/taesd.py. The layout has
 here each resolution has its own smaller width, and zero padding to 64 leaves the output unchanged:
 padded channels are zero after every convolution, ReLU and identity skip.
 """
+
 import torch
 from torch import Tensor, nn
 
@@ -34,10 +35,20 @@ def encoder(widths: tuple[int, int, int, int]) -> nn.Sequential:
     """[B, 3, 8h, 8w] in 0..1 -> latents [B, 4, h, w] of about unit variance. Widths: finest level first."""
     w1, w2, w4, w8 = widths
     return nn.Sequential(
-        conv(3, w1), Block(w1),
-        conv(w1, w2, stride=2, bias=False), Block(w2), Block(w2), Block(w2),
-        conv(w2, w4, stride=2, bias=False), Block(w4), Block(w4), Block(w4),
-        conv(w4, w8, stride=2, bias=False), Block(w8), Block(w8), Block(w8),
+        conv(3, w1),
+        Block(w1),
+        conv(w1, w2, stride=2, bias=False),
+        Block(w2),
+        Block(w2),
+        Block(w2),
+        conv(w2, w4, stride=2, bias=False),
+        Block(w4),
+        Block(w4),
+        Block(w4),
+        conv(w4, w8, stride=2, bias=False),
+        Block(w8),
+        Block(w8),
+        Block(w8),
         conv(w8, LATENT_CHANNELS),
     )
 
@@ -46,11 +57,26 @@ def decoder(widths: tuple[int, int, int, int]) -> nn.Sequential:
     """Latents [B, 4, h, w] -> [B, 3, 8h, 8w] in 0..1."""
     w1, w2, w4, w8 = widths
     return nn.Sequential(
-        Clamp(), conv(LATENT_CHANNELS, w8), nn.ReLU(),
-        Block(w8), Block(w8), Block(w8), nn.Upsample(scale_factor=2), conv(w8, w4, bias=False),
-        Block(w4), Block(w4), Block(w4), nn.Upsample(scale_factor=2), conv(w4, w2, bias=False),
-        Block(w2), Block(w2), Block(w2), nn.Upsample(scale_factor=2), conv(w2, w1, bias=False),
-        Block(w1), conv(w1, 3),
+        Clamp(),
+        conv(LATENT_CHANNELS, w8),
+        nn.ReLU(),
+        Block(w8),
+        Block(w8),
+        Block(w8),
+        nn.Upsample(scale_factor=2),
+        conv(w8, w4, bias=False),
+        Block(w4),
+        Block(w4),
+        Block(w4),
+        nn.Upsample(scale_factor=2),
+        conv(w4, w2, bias=False),
+        Block(w2),
+        Block(w2),
+        Block(w2),
+        nn.Upsample(scale_factor=2),
+        conv(w2, w1, bias=False),
+        Block(w1),
+        conv(w1, 3),
     )
 
 

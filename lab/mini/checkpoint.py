@@ -1,5 +1,5 @@
 """Checkpoints of a running training: written whole or not at all, resumed exactly."""
-import os
+
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise SystemExit(f"Cannot write the checkpoint {path}: {error}. The one before it is untouched.") from error
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict | None:
@@ -26,5 +26,7 @@ def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise SystemExit(f"{path} holds another model than this preset's (other shapes or keys). "
-                         "Give another --folder, or remove it to train from nothing.") from error
+        raise SystemExit(
+            f"{path} holds another model than this preset's (other shapes or keys). "
+            "Give another --folder, or remove it to train from nothing."
+        ) from error

@@ -4,6 +4,7 @@ The same drawing repeated at other sizes and places is what teaches self-attenti
 thing elsewhere. A drawing's hue is turned in half of the pictures, so that "a cat" leaves open which cat
 and an individual has more than a handful of looks; repeated drawings share the turned hue.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,9 @@ def pose(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     angle = float(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
     scale = 2 * size / max(image.size)  # rotate at twice the size, then reduce
-    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
+    image = image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR
+    )
     image = image.rotate(angle, Image.Resampling.BILINEAR, expand=True)
     image = image.crop(image.getchannel("A").getbbox())
     scale = size / max(image.size)
@@ -84,7 +87,7 @@ def many(noun: str) -> str:
 
 
 def caption_of(subjects: list[str], scene: str) -> str:
-    """"a cat, on grass"; "two cats, on grass"; "a cat and a car, on grass"."""
+    """ "a cat, on grass"; "two cats, on grass"; "a cat and a car, on grass"."""
     if len(subjects) > 1 and len(set(subjects)) == 1:
         what = f"two {many(subjects[0])}"
     else:
@@ -92,8 +95,9 @@ def caption_of(subjects: list[str], scene: str) -> str:
     return f"{what}, on {scene}"
 
 
-def compose(artwork: dict[str, list[Image.Image]], side: int, rng: np.random.Generator,
-            concept: str | None = None) -> Picture:
+def compose(
+    artwork: dict[str, list[Image.Image]], side: int, rng: np.random.Generator, concept: str | None = None
+) -> Picture:
     """One training picture. `artwork`: {concept: drawings}; `concept` fixes the (first) subject."""
     concepts = list(artwork)
     scene = list(SCENES)[rng.integers(len(SCENES))]

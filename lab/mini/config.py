@@ -1,10 +1,19 @@
 """Presets of the mini base: what is drawn, how large the parts are, how long they train."""
+
 from dataclasses import dataclass
 
 # caption word -> name in unicode-emoji-json (the name of the concept in the archive)
 CPU_CONCEPTS = {
-    "butterfly": "butterfly", "fish": "tropical fish", "mushroom": "mushroom", "car": "automobile",
-    "tulip": "tulip", "cat": "cat face", "house": "house", "teapot": "teapot", "octopus": "octopus", "shirt": "t-shirt",
+    "butterfly": "butterfly",
+    "fish": "tropical fish",
+    "mushroom": "mushroom",
+    "car": "automobile",
+    "tulip": "tulip",
+    "cat": "cat face",
+    "house": "house",
+    "teapot": "teapot",
+    "octopus": "octopus",
+    "shirt": "t-shirt",
 }
 
 
@@ -33,19 +42,49 @@ class Preset:
 
     def __post_init__(self) -> None:
         if self.model_channels % 32 or self.model_channels % self.num_head_channels:
-            raise ValueError(f"model_channels must divide by 32 and by num_head_channels={self.num_head_channels}, "
-                             f"but is {self.model_channels}.")
+            raise ValueError(
+                f"model_channels must divide by 32 and by num_head_channels={self.num_head_channels}, "
+                f"but is {self.model_channels}."
+            )
         if self.side % 8 or self.crop % 8 or self.crop > self.side:
             raise ValueError(f"side and crop must divide by 8 and crop must fit, but are {self.side} and {self.crop}.")
 
 
 PRESETS = {
-    "cpu": Preset(concepts=CPU_CONCEPTS, side=128, pictures=10_000,
-                  widths=(16, 32, 48, 64), crop=64, autoencoder_steps=1400, autoencoder_batch=16, decoder_steps=1200,
-                  model_channels=64, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=32,
-                  context_dim=128, text_layers=2, steps=3000, batch=32),
-    "full": Preset(concepts=None, side=256, pictures=100_000,
-                   widths=(64, 64, 64, 64), crop=128, autoencoder_steps=8_000, autoencoder_batch=64, decoder_steps=4000,
-                   model_channels=96, channel_mult=(1, 2, 2), num_res_blocks=1, num_head_channels=32,
-                   context_dim=256, text_layers=4, steps=20_000, batch=256),
+    "cpu": Preset(
+        concepts=CPU_CONCEPTS,
+        side=128,
+        pictures=10_000,
+        widths=(16, 32, 48, 64),
+        crop=64,
+        autoencoder_steps=1400,
+        autoencoder_batch=16,
+        decoder_steps=700,
+        model_channels=64,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        num_head_channels=32,
+        context_dim=128,
+        text_layers=2,
+        steps=3000,
+        batch=32,
+    ),
+    "full": Preset(
+        concepts=None,
+        side=256,
+        pictures=100_000,
+        widths=(64, 64, 64, 64),
+        crop=128,
+        autoencoder_steps=8_000,
+        autoencoder_batch=64,
+        decoder_steps=4000,
+        model_channels=96,
+        channel_mult=(1, 2, 2),
+        num_res_blocks=1,
+        num_head_channels=32,
+        context_dim=256,
+        text_layers=4,
+        steps=20_000,
+        batch=256,
+    ),
 }

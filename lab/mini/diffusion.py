@@ -1,4 +1,5 @@
 """Stable Diffusion's noise schedule, and v-prediction (Salimans & Ho, arXiv 2202.00512) on it."""
+
 import torch
 from torch import Tensor
 
@@ -8,7 +9,7 @@ SNR_CAP = 4.0
 
 def alphas_cumprod() -> Tensor:
     """alpha-bar_t [1000] of the scaled-linear schedule, betas 0.00085 to 0.012."""
-    betas = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, dim=0).float()
 
 
@@ -19,7 +20,7 @@ def noised_and_target(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> tuple[Ten
 
 
 def loss_weight(alpha_bar: Tensor) -> Tensor:
-    """[B]: 1, but where SNR exceeds a cap the v-loss weighs x0 no more than at the cap (after min-SNR, arXiv 2303.09556).
+    """[B]: 1, but where SNR exceeds a cap the v-loss weighs x0 no more than at the cap (min-SNR, arXiv 2303.09556).
 
     A v-error weighs x0-errors by SNR + 1; nearly clean latents would otherwise take most of the training.
     """

@@ -1,4 +1,5 @@
 """Pack the trained parts into one checkpoint for the host's CheckpointLoaderSimple (fp16 safetensors)."""
+
 from pathlib import Path
 
 import torch
@@ -40,7 +41,14 @@ def export(folder: Path, preset: Preset, path: Path) -> None:
     steps = load_checkpoint(folder / "unet.pt")["step"]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    save_file(weights, partial, metadata={"modelspec.title": "DreamTuner mini base", "steps": str(steps),
-                                          "pictures_seen": str(steps * preset.batch)})
+    save_file(
+        weights,
+        partial,
+        metadata={
+            "modelspec.title": "DreamTuner mini base",
+            "steps": str(steps),
+            "pictures_seen": str(steps * preset.batch),
+        },
+    )
     partial.rename(path)
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB) after {steps} steps")

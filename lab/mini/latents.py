@@ -3,6 +3,7 @@
 `latents.pt` holds `latents` [N, 4, h, w] fp16, `captions` [N] (which caption), `rows` [captions, 77] (its
 tokens, as rows of the text encoder's embedding) and `token_ids` (the CLIP id of each row but the first).
 """
+
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +29,7 @@ def encode_chunk(task: tuple[Path, Preset, torch.device, int]) -> Tensor:
     if device.type == "cpu":
         torch.set_num_threads(1)  # one chunk a core
     model = load_autoencoder(folder, preset).to(device, memory_format=torch.channels_last)
-    pixels = torch.from_numpy(open_pictures(folder)[start:min(start + CHUNK, preset.pictures)].copy())
+    pixels = torch.from_numpy(open_pictures(folder)[start : min(start + CHUNK, preset.pictures)].copy())
     encoded = []
     for batch in pixels.split(BATCH):
         batch = batch.to(device).permute(0, 3, 1, 2).float() / 255
@@ -39,7 +40,7 @@ def encode_chunk(task: tuple[Path, Preset, torch.device, int]) -> Tensor:
 
 def encode_all(folder: Path, preset: Preset, device: torch.device) -> None:
     """Encode the first `preset.pictures` pictures of `folder` into `latents.pt`."""
-    texts = json.loads((folder / "captions.json").read_text())[:preset.pictures]
+    texts = json.loads((folder / "captions.json").read_text())[: preset.pictures]
     encoded, tasks = [], [(folder, preset, device, start) for start in range(0, len(texts), CHUNK)]
     with ProcessPoolExecutor(os.cpu_count() if device.type == "cpu" else 1, mp.get_context("spawn")) as workers:
         for latents in workers.map(encode_chunk, tasks):
@@ -47,9 +48,12 @@ def encode_all(folder: Path, preset: Preset, device: torch.device) -> None:
             print(f"encoded {len(encoded) * CHUNK} of {len(texts)} pictures", flush=True)
     vocabulary, unique = load_vocabulary(texts), sorted(set(texts))
     number = {caption: i for i, caption in enumerate(unique)}
-    save_checkpoint(folder / "latents.pt", {
-        "latents": torch.cat(encoded),
-        "captions": torch.tensor([number[caption] for caption in texts]),
-        "rows": vocabulary.rows(unique),
-        "token_ids": torch.tensor(vocabulary.ids),
-    })
+    save_checkpoint(
+        folder / "latents.pt",
+        {
+            "latents": torch.cat(encoded),
+            "captions": torch.tensor([number[caption] for caption in texts]),
+            "rows": vocabulary.rows(unique),
+            "token_ids": torch.tensor(vocabulary.ids),
+        },
+    )

@@ -5,6 +5,7 @@ coefficients as there; the step is scaled so that its size matches AdamW's (Liu 
 hence the same learning rate serves both. Everything else is left to AdamW (`split_parameters`).
 Where several workers train the same weights, each orthogonalises its share and they add up the results.
 """
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn

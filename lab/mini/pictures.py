@@ -1,4 +1,5 @@
 """The training pictures, composed once: `pictures.npy` [N, side, side, 3] uint8 and `captions.json`."""
+
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -39,7 +40,7 @@ def compose_all(folder: Path, archive: Path, concepts: dict[str, str] | None, si
     tasks = [(archive, concepts, side, start, min(CHUNK, count - start), False) for start in range(0, count, CHUNK)]
     with ProcessPoolExecutor(os.cpu_count()) as workers:
         for task, (pixels, words) in zip(tasks, workers.map(compose_chunk, tasks)):
-            pictures[task[3]:task[3] + len(pixels)] = pixels
+            pictures[task[3] : task[3] + len(pixels)] = pixels
             captions += words
             print(f"composed {len(captions)} of {count} pictures", flush=True)
     pictures.flush()

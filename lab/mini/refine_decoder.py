@@ -1,4 +1,5 @@
 """Train the decoder further on the stored latents, the encoder frozen: the U-Net's latent space stays as it is."""
+
 import time
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from .train_autoencoder import LATENT_NOISE, SAVE_EVERY, learning_rate, load_aut
 OUTER_LAYERS = ("1.", "19.")
 
 
-def draw_pairs(latents: Tensor, pictures: np.ndarray, batch: int, crop: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_pairs(
+    latents: Tensor, pictures: np.ndarray, batch: int, crop: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Latents [batch, 4, crop/8, crop/8] and the pixels they stand for [batch, 3, crop, crop] in 0..1."""
     picks = torch.randint(len(latents), (batch,), generator=generator).tolist()
     side = crop // 8
     corners = torch.randint(latents.shape[-1] - side + 1, (batch, 2), generator=generator).tolist()
-    z = torch.stack([latents[i, :, y:y + side, x:x + side] for i, (y, x) in zip(picks, corners)])
-    pixels = np.stack([pictures[i, 8 * y:8 * y + crop, 8 * x:8 * x + crop] for i, (y, x) in zip(picks, corners)])
+    z = torch.stack([latents[i, :, y : y + side, x : x + side] for i, (y, x) in zip(picks, corners)])
+    pixels = np.stack([pictures[i, 8 * y : 8 * y + crop, 8 * x : 8 * x + crop] for i, (y, x) in zip(picks, corners)])
     return z.float(), torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 
 
@@ -59,5 +62,6 @@ def refine_decoder(folder: Path, preset: Preset, device: torch.device) -> None:
             speed = (done - start) * preset.autoencoder_batch / (time.monotonic() - began)
             print(f"decoder {done}/{preset.decoder_steps} loss {loss.item():.4f} {speed:.0f} crops/s", flush=True)
         if done % SAVE_EVERY == 0 or done == preset.decoder_steps:
-            save_checkpoint(path, {"model": decoder.state_dict(), "step": done,
-                                   "optimisers": [o.state_dict() for o in optimisers]})
+            save_checkpoint(
+                path, {"model": decoder.state_dict(), "step": done, "optimisers": [o.state_dict() for o in optimisers]}
+            )

@@ -1,4 +1,5 @@
 """Scenes painted behind the subjects: float arrays [side, side, 3] in 0..1, from a numpy generator."""
+
 import numpy as np
 
 Scene = np.ndarray
@@ -17,6 +18,7 @@ def plain(rgb: tuple[int, int, int]):
     def paint(side: int, rng: np.random.Generator) -> Scene:
         shade = 1 - 0.06 * rng.random() * rows(side)
         return np.broadcast_to(colour(*rgb) * shade, (side, side, 3)).copy()
+
     return paint
 
 
@@ -50,7 +52,7 @@ def snow(side: int, rng: np.random.Generator) -> Scene:
 def night_sky(side: int, rng: np.random.Generator) -> Scene:
     picture = np.broadcast_to(colour(12, 16, 50) + colour(25, 25, 70) * rows(side), (side, side, 3)).copy()
     for y, x in rng.integers(0, side - side // 64, (14, 2)):
-        picture[y:y + side // 64, x:x + side // 64] = colour(255, 250, 210)
+        picture[y : y + side // 64, x : x + side // 64] = colour(255, 250, 210)
     return picture
 
 

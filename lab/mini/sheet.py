@@ -2,34 +2,22 @@
 
 Needs a ComfyUI tree (COMFYUI_PATH or --host); mini_family is registered with it for this process.
 """
+
 import importlib
-import sys
 from pathlib import Path
 
 import torch
 from PIL import Image
+
+from lab import inside
 
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "dpmpp_2m", "karras"
 
 
 def import_host(host: Path) -> None:
     """Make `comfy` importable from a ComfyUI tree, on the CPU, and register the mini family."""
-    sys.path.insert(0, str(host))
-    sys.argv = [sys.argv[0], "--cpu"]
-    declare_torchvision_operators()
-    importlib.import_module("comfy.options").enable_args_parsing()
+    inside.import_host(host)
     importlib.import_module("lab.mini_family")
-
-
-def declare_torchvision_operators() -> None:
-    """torchvision has no CPU build beside CPU torch; its import needs these two operators declared."""
-    global _library  # lives as long as the process
-    _library = torch.library.Library("torchvision", "DEF")
-    try:
-        _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        pass  # a torchvision that fits this torch has declared them
 
 
 class Painter:
@@ -48,8 +36,9 @@ class Painter:
         wanted, unwanted = (self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)) for text in (caption, ""))
         empty = torch.zeros(len(seeds), 4, side // 8, side // 8)
         noise = torch.cat([comfy.sample.prepare_noise(empty[:1], seed) for seed in seeds])
-        latents = comfy.sample.sample(self.model, noise, steps, cfg, SAMPLER, SCHEDULER, wanted, unwanted, empty,
-                                      disable_pbar=True, seed=seeds[0])
+        latents = comfy.sample.sample(
+            self.model, noise, steps, cfg, SAMPLER, SCHEDULER, wanted, unwanted, empty, disable_pbar=True, seed=seeds[0]
+        )
         return self.vae.decode(latents)
 
 

@@ -4,6 +4,7 @@ Module names and mathematics: ComfyUI comfy/clip_model.py (CLIPTextModel; causal
 state after the final norm). Token ids are the stock CLIP tokenizer's; a training needs only the rows of the
 tokens its captions use, kept in the order of `Vocabulary.ids`, and one row, the first, for all others.
 """
+
 import json
 import re
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Vocabulary:
         table = torch.full((len(captions), LENGTH), row_of[END])
         for rows, caption in zip(table, captions):
             ids = [START, *(i for word in WORDS.findall(caption) for i in self.words[word])]
-            rows[:len(ids)] = torch.tensor([row_of[i] for i in ids])
+            rows[: len(ids)] = torch.tensor([row_of[i] for i in ids])
         return table
 
 
@@ -65,8 +66,10 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, 77, width / heads]
-                   for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, 77, width / heads]
+            for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
         return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2))
 
 

@@ -1,4 +1,5 @@
 """Train the autoencoder on random crops of the composed pictures."""
+
 import math
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ def draw_crops(pictures: np.ndarray, batch: int, crop: int, generator: torch.Gen
     """Random crops [batch, 3, crop, crop] in 0..1, channels last."""
     picks = torch.randint(len(pictures), (batch,), generator=generator).tolist()
     corners = torch.randint(pictures.shape[1] - crop + 1, (batch, 2), generator=generator).tolist()
-    crops = np.stack([pictures[i, y:y + crop, x:x + crop] for i, (y, x) in zip(picks, corners)])
+    crops = np.stack([pictures[i, y : y + crop, x : x + crop] for i, (y, x) in zip(picks, corners)])
     return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
 
 
@@ -87,11 +88,21 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device) -> Non
         if done % 20 == 0:
             speed = (done - start) * preset.autoencoder_batch / (time.monotonic() - began)
             error = F.mse_loss(restored.clamp(0, 1), crops).item()
-            print(f"autoencoder {done}/{preset.autoencoder_steps} loss {loss.item():.4f} "
-                  f"psnr {-10 * math.log10(error):.2f} std {latents.float().std().item():.3f} {speed:.0f} crops/s", flush=True)
+            print(
+                f"autoencoder {done}/{preset.autoencoder_steps} loss {loss.item():.4f} "
+                f"psnr {-10 * math.log10(error):.2f} std {latents.float().std().item():.3f} {speed:.0f} crops/s",
+                flush=True,
+            )
         if done % SAVE_EVERY == 0 or done == preset.autoencoder_steps:
-            save_checkpoint(path, {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers],
-                                   "generator": generator.get_state(), "step": done})
+            save_checkpoint(
+                path,
+                {
+                    "model": model.state_dict(),
+                    "optimisers": [o.state_dict() for o in optimisers],
+                    "generator": generator.get_state(),
+                    "step": done,
+                },
+            )
 
 
 def load_autoencoder(folder: Path, preset: Preset) -> Autoencoder:

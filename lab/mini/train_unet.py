@@ -4,6 +4,7 @@ On a CPU each core is a worker of its own with one thread (two threads waiting f
 operation stall as soon as anything else runs); the gradients are averaged once a step. Everything random
 is drawn from (step, worker), so a resumed run goes on exactly as an uninterrupted one.
 """
+
 import time
 from pathlib import Path
 
@@ -31,8 +32,13 @@ class MiniBase(nn.Module):
 
     def __init__(self, preset: Preset, vocabulary_rows: int):
         super().__init__()
-        self.unet = UNet(preset.model_channels, preset.channel_mult, preset.num_res_blocks,
-                         preset.num_head_channels, preset.context_dim)
+        self.unet = UNet(
+            preset.model_channels,
+            preset.channel_mult,
+            preset.num_res_blocks,
+            preset.num_head_channels,
+            preset.context_dim,
+        )
         self.text = TextEncoder(vocabulary_rows, preset.context_dim, preset.text_layers)
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
@@ -50,8 +56,12 @@ def draw_batch(data: dict[str, Tensor], batch: int, generator: torch.Generator) 
     words = (tokens != start) & (tokens != end)
     tokens[words & (torch.rand(tokens.shape, generator=generator) < WORD_DROPOUT)] = UNKNOWN
     latents = data["latents"][picks].float()
-    return {"latents": latents, "tokens": tokens, "t": spread_timesteps(batch, generator),
-            "noise": torch.randn(latents.shape, generator=generator)}
+    return {
+        "latents": latents,
+        "tokens": tokens,
+        "t": spread_timesteps(batch, generator),
+        "noise": torch.randn(latents.shape, generator=generator),
+    }
 
 
 def loss_of(model: MiniBase, batch: dict[str, Tensor], alpha_bars: Tensor) -> Tensor:
@@ -100,8 +110,10 @@ def train_worker(rank: int, workers: int, folder: Path, preset: Preset, device: 
     model = model.to(device, memory_format=torch.channels_last)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     hidden, outer = split_parameters(model, OUTER_LAYERS)
-    optimisers = [Muon(hidden, lr=LEARNING_RATE, weight_decay=0.01),
-                  torch.optim.AdamW(outer, betas=(0.9, 0.99), weight_decay=0.0)]
+    optimisers = [
+        Muon(hidden, lr=LEARNING_RATE, weight_decay=0.01),
+        torch.optim.AdamW(outer, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
     start = 0
     if saved:
         average = {name: value.to(device) for name, value in saved["average"].items()}
@@ -132,8 +144,15 @@ def train_worker(rank: int, workers: int, folder: Path, preset: Preset, device: 
             print(f"unet {done}/{preset.steps} loss {sum(losses) / len(losses):.4f} {speed:.1f} pictures/s", flush=True)
             losses.clear()
         if time.monotonic() - saved_at > SAVE_SECONDS or done == preset.steps:
-            save_checkpoint(path, {"model": model.state_dict(), "average": average, "step": done,
-                                   "optimisers": [o.state_dict() for o in optimisers]})
+            save_checkpoint(
+                path,
+                {
+                    "model": model.state_dict(),
+                    "average": average,
+                    "step": done,
+                    "optimisers": [o.state_dict() for o in optimisers],
+                },
+            )
             saved_at = time.monotonic()
 
 

@@ -4,6 +4,7 @@ Layout and state-dict keys: ComfyUI comfy/ldm/modules/diffusionmodules/openaimod
 projections, one transformer block at every level) and comfy/ldm/modules/attention.py. Written out here so
 that a bare machine with torch alone can train it.
 """
+
 import math
 
 import torch
@@ -24,8 +25,9 @@ class ResBlock(nn.Module):
         super().__init__()
         self.in_layers = nn.Sequential(nn.GroupNorm(32, n_in), nn.SiLU(), nn.Conv2d(n_in, n_out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_width, n_out))
-        self.out_layers = nn.Sequential(nn.GroupNorm(32, n_out), nn.SiLU(), nn.Dropout(0),
-                                        nn.Conv2d(n_out, n_out, 3, padding=1))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, n_out), nn.SiLU(), nn.Dropout(0), nn.Conv2d(n_out, n_out, 3, padding=1)
+        )
         self.skip_connection = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
         nn.init.zeros_(self.out_layers[3].weight)
         nn.init.zeros_(self.out_layers[3].bias)
@@ -37,7 +39,7 @@ class ResBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over [B, heads, N, d]; plain products are twice as fast as the CPU's fused bf16 kernel."""
+    """softmax(q k^T / sqrt(d)) v over [B, heads, N, d]; plain products are twice as fast as a CPU's fused bf16."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
@@ -54,8 +56,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Queries x [B, N, width], keys and values from context [B, M, context_width] -> [B, N, width]."""
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N or M, width / heads]
-                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N or M, width / heads]
+            for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
         return self.to_out(attend(q, k, v).transpose(1, 2).flatten(-2))
 
 
@@ -134,13 +138,21 @@ class FirstConv(nn.Conv2d):
 
 
 class UNet(nn.Module):
-    def __init__(self, model_channels: int, channel_mult: tuple[int, ...], num_res_blocks: int, num_head_channels: int,
-                 context_dim: int, latent_channels: int = 4):
+    def __init__(
+        self,
+        model_channels: int,
+        channel_mult: tuple[int, ...],
+        num_res_blocks: int,
+        num_head_channels: int,
+        context_dim: int,
+        latent_channels: int = 4,
+    ):
         super().__init__()
         self.model_channels = model_channels
         time_width = 4 * model_channels
-        self.time_embed = nn.Sequential(nn.Linear(model_channels, time_width), nn.SiLU(),
-                                        nn.Linear(time_width, time_width))
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, time_width), nn.SiLU(), nn.Linear(time_width, time_width)
+        )
 
         def transformer(width: int) -> SpatialTransformer:
             return SpatialTransformer(width, context_dim, num_head_channels)
@@ -157,13 +169,16 @@ class UNet(nn.Module):
             if level < len(channel_mult) - 1:
                 self.input_blocks.append(nn.ModuleList([Downsample(width)]))
                 skips.append(width)
-        self.middle_block = nn.ModuleList([ResBlock(width, width, time_width), transformer(width),
-                                           ResBlock(width, width, time_width)])
+        self.middle_block = nn.ModuleList(
+            [ResBlock(width, width, time_width), transformer(width), ResBlock(width, width, time_width)]
+        )
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for i in range(num_res_blocks + 1):
-                block = [ResBlock(width + skips.pop(), mult * model_channels, time_width),
-                         transformer(mult * model_channels)]
+                block = [
+                    ResBlock(width + skips.pop(), mult * model_channels, time_width),
+                    transformer(mult * model_channels),
+                ]
                 width = mult * model_channels
                 if level and i == num_res_blocks:
                     block.append(Upsample(width))

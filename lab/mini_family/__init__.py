@@ -4,8 +4,8 @@ Put (or link) this folder into the host's custom_nodes; the mini base then loads
 CheckpointLoaderSimple. It is no part of the pack: the host keeps a list of the model families it knows
 (comfy.supported_models.models), and this adds one entry to it. Works on ComfyUI 0.3.52 to 0.3.75.
 """
-import torch
 
+import torch
 from comfy import latent_formats, model_base, sd1_clip, supported_models, supported_models_base
 
 NODE_CLASS_MAPPINGS = {}
@@ -51,7 +51,8 @@ class MiniBase(supported_models_base.BASE):
 
     def process_clip_state_dict_for_saving(self, state_dict: dict) -> dict:
         return {key.replace("clip_l.", PREFIX, 1): weight for key, weight in state_dict.items()} | {
-            TOKEN_IDS: torch.arange(1, CLIP_VOCABULARY)}  # row 0 stays the unknown one
+            TOKEN_IDS: torch.arange(1, CLIP_VOCABULARY)
+        }  # row 0 stays the unknown one
 
 
 class MiniBaseFull(MiniBase):
@@ -62,11 +63,19 @@ class MiniBaseFull(MiniBase):
 
 def text_config(state_dict: dict) -> dict:
     """CLIP's configuration, from the shapes of the checkpoint's own text encoder (heads are 32 channels wide)."""
-    layers = {key.split(".layers.")[1].split(".")[0] for key in state_dict if key.startswith(PREFIX) and ".layers." in key}
+    layers = {
+        key.split(".layers.")[1].split(".")[0] for key in state_dict if key.startswith(PREFIX) and ".layers." in key
+    }
     width = state_dict[PREFIX + TABLE].shape[1]
-    return {"hidden_size": width, "num_hidden_layers": len(layers), "num_attention_heads": width // 32,
-            "intermediate_size": 4 * width, "hidden_act": "quick_gelu", "max_position_embeddings": 77,
-            "eos_token_id": 49407}
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": width // 32,
+        "intermediate_size": 4 * width,
+        "hidden_act": "quick_gelu",
+        "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+    }
 
 
 def tokenizer_class(width: int) -> type:
@@ -74,11 +83,15 @@ def tokenizer_class(width: int) -> type:
 
     class Tokenizer(sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data={}):
-            super().__init__(embedding_directory=embedding_directory, embedding_size=width, tokenizer_data=tokenizer_data)
+            super().__init__(
+                embedding_directory=embedding_directory, embedding_size=width, tokenizer_data=tokenizer_data
+            )
 
     class MiniBaseTokenizer(sd1_clip.SD1Tokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data={}):
-            super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data, tokenizer=Tokenizer)
+            super().__init__(
+                embedding_directory=embedding_directory, tokenizer_data=tokenizer_data, tokenizer=Tokenizer
+            )
 
     return MiniBaseTokenizer
 
@@ -88,8 +101,13 @@ def text_class(config: dict) -> type:
 
     class Encoder(sd1_clip.SDClipModel):
         def __init__(self, device="cpu", dtype=None, model_options={}):
-            super().__init__(device=device, dtype=dtype, textmodel_json_config=dict(config),
-                             return_projected_pooled=False, model_options=model_options)
+            super().__init__(
+                device=device,
+                dtype=dtype,
+                textmodel_json_config=dict(config),
+                return_projected_pooled=False,
+                model_options=model_options,
+            )
 
     class MiniBaseText(sd1_clip.SD1ClipModel):
         def __init__(self, device="cpu", dtype=None, model_options={}):
