@@ -18,13 +18,13 @@ SHEET_CAPTIONS = (
     "a butterfly, on white",
     "a fish, on blue",
     "a cat, on grass",
-    "a rocket, on a night sky",
+    "an octopus, on a night sky",
     "a house, on snow",
     "a teapot, on a wooden floor",
     "a car, on a beach",
-    "an owl, on pink",
+    "a shirt, on pink",
     "two mushrooms, on grass",
-    "a dress, on a brick wall",
+    "a tulip, on yellow",
 )
 
 
@@ -70,12 +70,6 @@ def encode_latents(args: argparse.Namespace, preset: Preset) -> None:
         encode_all(args.folder, preset, args.device)
 
 
-def refine_decoder_stage(args: argparse.Namespace, preset: Preset) -> None:
-    from .refine_decoder import refine_decoder
-
-    refine_decoder(args.folder, preset, args.device)
-
-
 def train(args: argparse.Namespace, preset: Preset) -> None:
     """All that is missing, then the U-Net and its text encoder."""
     from .train_unet import train_unet
@@ -84,7 +78,6 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
         compose_data(args, preset)
         train_autoencoder_stage(args, preset)
         encode_latents(args, preset)
-    refine_decoder_stage(args, preset)
     train_unet(args.folder, preset, args.device, args.workers)
 
 
@@ -112,7 +105,6 @@ STAGES = {
     "data": compose_data,
     "autoencoder": train_autoencoder_stage,
     "latents": encode_latents,
-    "decoder": refine_decoder_stage,
     "train": train,
     "export": export_weights,
     "sheet": make_sheet,

@@ -62,7 +62,12 @@ def list_concepts(folder: Path, names: tuple[str, ...] | None) -> dict[str, str]
 
 def svg_renderer(package: tarfile.TarFile):
     """(concept, code points) -> RGBA image, from an iconify package (noto-v1 has no table of code points)."""
-    import resvg_py  # needed only to build the archive
+    try:
+        import resvg_py  # needed only to build the archive
+    except ImportError as error:
+        raise SystemExit(
+            "The drawings are rendered with resvg_py, which is not installed: pip install resvg_py."
+        ) from error
 
     chars = json.load(package.extractfile("package/chars.json"))
     icons = json.load(package.extractfile("package/icons.json"))

@@ -29,7 +29,6 @@ class Preset:
     crop: int
     autoencoder_steps: int
     autoencoder_batch: int
-    decoder_steps: int
     # U-Net and text encoder
     model_channels: int
     channel_mult: tuple[int, ...]
@@ -59,14 +58,13 @@ PRESETS = {
         crop=64,
         autoencoder_steps=1400,
         autoencoder_batch=16,
-        decoder_steps=700,
         model_channels=64,
         channel_mult=(1, 2),
         num_res_blocks=1,
         num_head_channels=32,
         context_dim=128,
         text_layers=2,
-        steps=3000,
+        steps=3500,
         batch=32,
     ),
     "full": Preset(
@@ -77,7 +75,6 @@ PRESETS = {
         crop=128,
         autoencoder_steps=8_000,
         autoencoder_batch=64,
-        decoder_steps=4000,
         model_channels=96,
         channel_mult=(1, 2, 2),
         num_res_blocks=1,

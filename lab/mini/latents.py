@@ -45,7 +45,7 @@ def encode_all(folder: Path, preset: Preset, device: torch.device) -> None:
     with ProcessPoolExecutor(os.cpu_count() if device.type == "cpu" else 1, mp.get_context("spawn")) as workers:
         for latents in workers.map(encode_chunk, tasks):
             encoded.append(latents)
-            print(f"encoded {len(encoded) * CHUNK} of {len(texts)} pictures", flush=True)
+            print(f"encoded {sum(map(len, encoded))} of {len(texts)} pictures", flush=True)
     vocabulary, unique = load_vocabulary(texts), sorted(set(texts))
     number = {caption: i for i, caption in enumerate(unique)}
     save_checkpoint(

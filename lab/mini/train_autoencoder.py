@@ -106,14 +106,11 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device) -> Non
 
 
 def load_autoencoder(folder: Path, preset: Preset) -> Autoencoder:
-    """The trained autoencoder, with the refined decoder where there is one."""
     path = folder / "autoencoder.pt"
     if (saved := load_checkpoint(path)) is None:
         raise SystemExit(f"There is no autoencoder at {path} yet: run the `autoencoder` stage first.")
     model = Autoencoder(preset.widths)
     load_weights(model, saved["model"], path)
-    if (refined := load_checkpoint(folder / "decoder.pt")) is not None:
-        load_weights(model.taesd_decoder, refined["model"], folder / "decoder.pt")
     return model.eval()
 
 

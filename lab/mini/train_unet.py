@@ -139,7 +139,7 @@ def train_worker(rank: int, workers: int, folder: Path, preset: Preset, device: 
         update_average(average, model, step)
         losses.append(loss.item())
         done = step + 1
-        if done % 10 == 0 or done == preset.steps:
+        if done % 50 == 0 or done == preset.steps:
             speed = (done - start) * preset.batch / (time.monotonic() - began)
             print(f"unet {done}/{preset.steps} loss {sum(losses) / len(losses):.4f} {speed:.1f} pictures/s", flush=True)
             losses.clear()
@@ -162,4 +162,7 @@ def train_unet(folder: Path, preset: Preset, device: torch.device, workers: int)
     if workers == 1:
         train_worker(0, 1, folder, preset, device)
     else:
-        mp.spawn(train_worker, (workers, folder, preset, device), nprocs=workers)
+        try:
+            mp.spawn(train_worker, (workers, folder, preset, device), nprocs=workers)
+        except mp.ProcessExitedException as stopped:  # the worker has said why
+            raise SystemExit(stopped.exit_code) from None
