@@ -22,7 +22,7 @@ class ReferenceGuidance(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Float.Input(
                     "reference_scale",
-                    default=2.0,
+                    default=1.5,
                     min=0.0,
                     max=100.0,
                     step=0.1,
