@@ -11,7 +11,8 @@ plain runs before and after it; the figure is their median, the spread their lar
   peak                  most memory in use in a patched run: the process's own on a CPU, PyTorch's on a GPU
 
 Without a GPU the latents are 32x32 (256 pixels); with one they are 64x64 (512), and SDXL is measured as well, at
-128x128 (1024). --quick leaves out batch 4 with the whole picture as foreground, and takes fewer steps and repeats.
+128x128 (1024). --quick leaves out batch 4 with the whole picture as foreground, and takes fewer steps and repeats;
+without a GPU, latents of 24x24.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _plan(model: str, options: argparse.Namespace, on_cpu: bool) -> Plan:
         plan = quick = Plan(model, latent=8, steps=1, repeats=1, cells=((1, PART),))
     elif on_cpu:
         plan = Plan(model, 64 if model == "sdxl" else 32, steps=2, repeats=4)
-        quick = replace(plan, steps=1, repeats=2, cells=((1, PART), (1, 1.0), (4, PART)))
+        quick = replace(plan, latent=24, steps=1, repeats=2, cells=((1, PART), (1, 1.0), (4, PART)))
     else:
         plan = Plan(model, 128 if model == "sdxl" else 64, steps=20, repeats=7)
         quick = replace(plan, steps=10, repeats=5, cells=((1, PART), (1, 1.0), (4, PART)))

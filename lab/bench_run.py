@@ -71,7 +71,7 @@ class Bench:
         def kept() -> Measured:  # always after `computed`, which fills the bank
             return self._run(patched, batch)
 
-        computed()  # a warm-up
+        plain(), computed()  # a warm-up of both
         levels, bank_mib = len(subject.bank), subject.bank.nbytes() / MIB
         plains, runs = [plain()], []
         for _ in range(self.plan.repeats):

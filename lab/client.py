@@ -132,8 +132,11 @@ class ComfyClient:
         entries = result.outputs[node_id]["images"]
         return [Image.open(io.BytesIO(self.image_bytes(entry))).convert("RGB") for entry in entries]
 
+    def get(self, path: str) -> bytes:
+        return self._request(path)
+
     def get_json(self, path: str) -> Any:
-        return json.loads(self._request(path))
+        return json.loads(self.get(path))
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         answer = self._request(path, json.dumps(body).encode())
