@@ -29,7 +29,8 @@ def test_every_node_is_told_in_every_language(server: ComfyServer, ours: dict[st
     for name, info in ours.items():
         inputs = {key for kind in ("required", "optional") for key in info["input"].get(kind, {})}
         assert set(told[name]["inputs"]) == inputs, name
-        assert told[name]["display_name"] and told[name]["description"], name
+        assert told[name]["display_name"], name
+        assert told[name]["description"], name
 
 
 def test_english_is_what_the_nodes_say(server: ComfyServer, ours: dict[str, Any]) -> None:
