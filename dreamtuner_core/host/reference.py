@@ -125,7 +125,7 @@ def features_key(patcher: ModelPatcher, layers: list[Layer], sigma: float, times
     injections = sorted(patcher.injections.items())
     return FeaturesKey(
         weakref.ref(patcher.model),
-        patcher.patches_uuid,
+        _weights(patcher),
         tuple((hook.hook_ref, hook.strength) for hook in hooks),
         (
             tuple((name, _Same(patch)) for name, patch in sorted(patcher.object_patches.items())),
@@ -135,6 +135,23 @@ def features_key(patcher: ModelPatcher, layers: list[Layer], sigma: float, times
         sigma,
         timestep,
     )
+
+
+def _weights(patcher: ModelPatcher) -> Hashable:
+    """What stands for the weights and LoRAs, apart from hooks.
+
+    That is the host's patches_uuid, but where there are weight hooks, as the host then draws it anew in each run.
+    """
+    if not patcher.hook_patches:
+        return patcher.patches_uuid
+    loras = tuple((name, *(_of_lora(patch) for patch in patches)) for name, patches in sorted(patcher.patches.items()))
+    wrappers = sorted(patcher.weight_wrapper_patches.items())
+    return loras, tuple((name, *map(_Same, functions)) for name, functions in wrappers)
+
+
+def _of_lora(patch: tuple) -> Hashable:
+    strength, weights, strength_model, offset, function = patch
+    return strength, _Same(weights), strength_model, offset, _Same(function)
 
 
 class _Same:
