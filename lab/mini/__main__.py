@@ -14,6 +14,7 @@ from .config import PRESETS, Preset
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = Path(__file__).parent / "weights" / "mini_base.safetensors"
+CONTROLNET = "mini_control.safetensors"
 SHEET_CAPTIONS = (
     "a butterfly, on white",
     "a fish, on blue",
@@ -72,19 +73,28 @@ def encode_latents(args: argparse.Namespace, preset: Preset) -> None:
 
 def train(args: argparse.Namespace, preset: Preset) -> None:
     """All that is missing, then the U-Net and its text encoder."""
-    from .train_unet import train_unet
+    from . import train_unet
 
     if not (args.folder / "latents.pt").exists():
         compose_data(args, preset)
         train_autoencoder_stage(args, preset)
         encode_latents(args, preset)
-    train_unet(args.folder, preset, args.device, args.workers)
+    train_unet.train(args.folder, preset, args.device, args.workers, train_unet.MiniBase, preset.steps)
+
+
+def train_controlnet(args: argparse.Namespace, preset: Preset) -> None:
+    """The layout ControlNet, on the U-Net as it stands."""
+    from . import controlnet, train_unet
+
+    kind = controlnet.LayoutControl
+    train_unet.train(args.folder, preset, args.device, args.workers, kind, preset.controlnet_steps)
 
 
 def export_weights(args: argparse.Namespace, preset: Preset) -> None:
-    from .export import export
+    from .export import export, export_controlnet
 
     export(args.folder, preset, args.weights)
+    export_controlnet(args.folder, preset, args.weights.with_name(CONTROLNET))
 
 
 def make_sheet(args: argparse.Namespace, preset: Preset) -> None:
@@ -106,6 +116,7 @@ STAGES = {
     "autoencoder": train_autoencoder_stage,
     "latents": encode_latents,
     "train": train,
+    "controlnet": train_controlnet,
     "export": export_weights,
     "sheet": make_sheet,
 }
@@ -125,6 +136,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the exported checkpoint")
     parser.add_argument("--steps", type=int, help="U-Net steps in all; may change when a run resumes")
     parser.add_argument("--autoencoder-steps", type=int)
+    parser.add_argument("--controlnet-steps", type=int)
     parser.add_argument("--pictures", type=int, help="how many pictures are composed")
     parser.add_argument("--workers", type=int, default=1, help="CPU cores to train on, one worker each")
     parser.add_argument("--seeds", type=int, default=4, help="rows of the sheet")
@@ -134,7 +146,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    chosen = {name: getattr(args, name) for name in ("steps", "autoencoder_steps", "pictures") if getattr(args, name)}
+    given = ("steps", "autoencoder_steps", "controlnet_steps", "pictures")
+    chosen = {name: getattr(args, name) for name in given if getattr(args, name)}
     preset = dataclasses.replace(PRESETS[args.preset], **chosen)
     args.folder = args.folder or ROOT / ".lab" / "mini" / args.preset
     args.archive = args.archive or (ARCHIVE if preset.concepts else ROOT / ".lab" / "mini" / "artwork_full.zip")

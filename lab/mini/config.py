@@ -37,6 +37,7 @@ class Preset:
     context_dim: int
     text_layers: int
     steps: int
+    controlnet_steps: int
     batch: int
 
     def __post_init__(self) -> None:
@@ -53,10 +54,10 @@ PRESETS = {
     "cpu": Preset(
         concepts=CPU_CONCEPTS,
         side=128,
-        pictures=10_000,
+        pictures=24_000,
         widths=(16, 32, 48, 64),
         crop=64,
-        autoencoder_steps=1400,
+        autoencoder_steps=3800,
         autoencoder_batch=16,
         model_channels=64,
         channel_mult=(1, 2),
@@ -64,7 +65,8 @@ PRESETS = {
         num_head_channels=32,
         context_dim=128,
         text_layers=2,
-        steps=3500,
+        steps=8000,
+        controlnet_steps=1000,
         batch=32,
     ),
     "full": Preset(
@@ -82,6 +84,7 @@ PRESETS = {
         context_dim=256,
         text_layers=4,
         steps=20_000,
+        controlnet_steps=5_000,
         batch=256,
     ),
 }

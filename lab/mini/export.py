@@ -34,21 +34,28 @@ def checkpoint_weights(folder: Path, preset: Preset) -> dict[str, Tensor]:
 
 
 def export(folder: Path, preset: Preset, path: Path) -> None:
-    """Write the checkpoint whole or not at all."""
+    """Write the checkpoint."""
+    save(checkpoint_weights(folder, preset), path, "DreamTuner mini base", folder / "unet.pt", preset)
+
+
+def export_controlnet(folder: Path, preset: Preset, path: Path) -> None:
+    """Write the ControlNet, where there is one, for the host's ControlNetLoader."""
+    saved = load_checkpoint(folder / "controlnet.pt")
+    if saved is None:
+        print("there is no ControlNet yet: the `controlnet` stage trains it")
+        return
+    weights = {key: weight.half().contiguous() for key, weight in saved["average"].items()}
+    save(weights, path, "DreamTuner mini ControlNet (silhouette)", folder / "controlnet.pt", preset)
+
+
+def save(weights: dict[str, Tensor], path: Path, title: str, trained: Path, preset: Preset) -> None:
+    """Write whole or not at all, with the steps that the checkpoint `trained` says."""
     from safetensors.torch import save_file  # not needed on a machine that only trains
 
-    weights = checkpoint_weights(folder, preset)
-    steps = load_checkpoint(folder / "unet.pt")["step"]
+    steps = load_checkpoint(trained)["step"]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    save_file(
-        weights,
-        partial,
-        metadata={
-            "modelspec.title": "DreamTuner mini base",
-            "steps": str(steps),
-            "pictures_seen": str(steps * preset.batch),
-        },
-    )
+    told = {"modelspec.title": title, "steps": str(steps), "pictures_seen": str(steps * preset.batch)}
+    save_file(weights, partial, metadata=told)
     partial.rename(path)
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB) after {steps} steps")

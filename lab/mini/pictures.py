@@ -1,4 +1,6 @@
-"""The training pictures, composed once: `pictures.npy` [N, side, side, 3] uint8 and `captions.json`."""
+"""The training pictures, composed once: `pictures.npy` [N, side, side, 3] and `silhouettes.npy` [N, side, side], both
+uint8, and `captions.json`.
+"""
 
 import json
 import os
@@ -25,29 +27,42 @@ def artwork_by_word(archive: Path, concepts: dict[str, str] | None, held_out: bo
     return drawings
 
 
-def compose_chunk(task: tuple[Path, dict[str, str] | None, int, int, int, bool]) -> tuple[np.ndarray, list[str]]:
-    """Pictures number `start` onward, each from its own seed: (archive, concepts, side, start, count, held_out)."""
+def compose_chunk(
+    task: tuple[Path, dict[str, str] | None, int, int, int, bool],
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Pictures, silhouettes and captions from number `start` on, each from its own seed.
+
+    task: (archive, concepts, side, start, count, held_out).
+    """
     archive, concepts, side, start, count, held_out = task
     artwork = artwork_by_word(archive, concepts, held_out)
     pictures = [compose(artwork, side, np.random.default_rng([int(held_out), start + i])) for i in range(count)]
-    return np.stack([p.pixels for p in pictures]), [p.caption for p in pictures]
+    return np.stack([p.pixels for p in pictures]), np.stack([p.mask for p in pictures]), [p.caption for p in pictures]
 
 
 def compose_all(folder: Path, archive: Path, concepts: dict[str, str] | None, side: int, count: int) -> None:
     """Compose `count` training pictures into `folder`."""
-    partial, captions = folder / "pictures.part.npy", []
-    pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, side, side, 3))
+    partial, captions = [folder / f"{name}.part.npy" for name in ("silhouettes", "pictures")], []
+    silhouettes = np.lib.format.open_memmap(partial[0], "w+", np.uint8, (count, side, side))
+    pictures = np.lib.format.open_memmap(partial[1], "w+", np.uint8, (count, side, side, 3))
     tasks = [(archive, concepts, side, start, min(CHUNK, count - start), False) for start in range(0, count, CHUNK)]
     with ProcessPoolExecutor(os.cpu_count()) as workers:
-        for task, (pixels, words) in zip(tasks, workers.map(compose_chunk, tasks)):
-            pictures[task[3] : task[3] + len(pixels)] = pixels
+        for task, (pixels, masks, words) in zip(tasks, workers.map(compose_chunk, tasks)):
+            part = slice(task[3], task[3] + len(pixels))
+            pictures[part], silhouettes[part] = pixels, masks
             captions += words
             print(f"composed {len(captions)} of {count} pictures", flush=True)
-    pictures.flush()
+    pictures.flush(), silhouettes.flush()
     (folder / "captions.json").write_text(json.dumps(captions))
-    partial.rename(folder / "pictures.npy")
+    for path in partial:  # the pictures last: where they are, all is
+        path.rename(path.with_name(path.name.replace(".part", "")))
 
 
 def open_pictures(folder: Path) -> np.ndarray:
     """Memory-mapped [N, side, side, 3] uint8."""
     return np.load(folder / "pictures.npy", mmap_mode="r")
+
+
+def open_silhouettes(folder: Path) -> np.ndarray:
+    """Memory-mapped [N, side, side] uint8, 255 where a subject is."""
+    return np.load(folder / "silhouettes.npy", mmap_mode="c")  # "r" would make PyTorch warn

@@ -1,4 +1,4 @@
-"""Train U-Net and text encoder together on the stored latents.
+"""Train U-Net and text encoder together on the stored latents, or the ControlNet on both.
 
 On a CPU each core is a worker of its own with one thread (two threads waiting for each other at every
 operation stall as soon as anything else runs); the gradients are averaged once a step. Everything random
@@ -6,6 +6,7 @@ is drawn from (step, worker), so a resumed run goes on exactly as an uninterrupt
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,10 +18,11 @@ from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .config import Preset
 from .diffusion import alphas_cumprod, loss_weight, noised_and_target, spread_timesteps
 from .muon import Muon, split_parameters
+from .pictures import open_silhouettes
 from .text import UNKNOWN, TextEncoder
 from .unet import UNet
 
-LEARNING_RATE, WARMUP, DECAY_FROM = 3e-3, 50, 0.6
+WARMUP, DECAY_FROM = 50, 0.6
 EMA_DECAY = 0.998
 CAPTION_DROPOUT, WORD_DROPOUT = 0.10, 0.02
 OUTER_LAYERS = ("unet.input_blocks.0.", "unet.out.", "unet.time_embed.")
@@ -30,7 +32,9 @@ SAVE_SECONDS = 240
 class MiniBase(nn.Module):
     """U-Net and text encoder, as one module to train."""
 
-    def __init__(self, preset: Preset, vocabulary_rows: int):
+    FILE, LEARNING_RATE = "unet.pt", 3e-3
+
+    def __init__(self, preset: Preset, folder: Path, vocabulary_rows: int):
         super().__init__()
         self.unet = UNet(
             preset.model_channels,
@@ -45,6 +49,20 @@ class MiniBase(nn.Module):
         """Noised latents [B, 4, h, w], timesteps [B], token rows [B, 77] -> v [B, 4, h, w]."""
         return self.unet(x, t, self.text(tokens))
 
+    @property
+    def learns(self) -> nn.Module:
+        return self
+
+    def optimisers(self) -> list[torch.optim.Optimizer]:
+        hidden, outer = split_parameters(self, OUTER_LAYERS)
+        return [
+            Muon(hidden, lr=self.LEARNING_RATE, weight_decay=0.01),
+            torch.optim.AdamW(outer, betas=(0.9, 0.99), weight_decay=0.0),
+        ]
+
+    def loss(self, batch: dict[str, Tensor], alpha_bars: Tensor) -> Tensor:
+        return v_loss(self, batch, alpha_bars)
+
 
 def draw_batch(data: dict[str, Tensor], batch: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Latents, token rows (some captions emptied, some words unknown), timesteps and noise."""
@@ -56,7 +74,8 @@ def draw_batch(data: dict[str, Tensor], batch: int, generator: torch.Generator) 
     words = (tokens != start) & (tokens != end)
     tokens[words & (torch.rand(tokens.shape, generator=generator) < WORD_DROPOUT)] = UNKNOWN
     latents = data["latents"][picks].float()
-    return {
+    hints = {"silhouettes": data["silhouettes"][picks]} if "silhouettes" in data else {}
+    return hints | {
         "latents": latents,
         "tokens": tokens,
         "t": spread_timesteps(batch, generator),
@@ -64,17 +83,17 @@ def draw_batch(data: dict[str, Tensor], batch: int, generator: torch.Generator) 
     }
 
 
-def loss_of(model: MiniBase, batch: dict[str, Tensor], alpha_bars: Tensor) -> Tensor:
+def v_loss(predict: Callable[..., Tensor], batch: dict[str, Tensor], alpha_bars: Tensor) -> Tensor:
     alpha_bar = alpha_bars[batch["t"]]
     x, v = noised_and_target(batch["latents"], batch["noise"], alpha_bar)
     with torch.autocast(x.device.type, torch.bfloat16):
-        predicted = model(x.contiguous(memory_format=torch.channels_last), batch["t"], batch["tokens"])
+        predicted = predict(x.contiguous(memory_format=torch.channels_last), batch["t"], batch["tokens"])
     return ((predicted.float() - v).square().mean(dim=(1, 2, 3)) * loss_weight(alpha_bar)).mean()
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, flat, then linear to zero: `steps` may be changed when a run resumes."""
-    return LEARNING_RATE * max(0.0, min(1, (step + 1) / WARMUP, (1 - step / steps) / (1 - DECAY_FROM)))
+def learning_rate_at(step: int, steps: int) -> float:
+    """Share of the highest rate. Linear warm-up, flat, linear to zero: `steps` may be changed when a run resumes."""
+    return max(0.0, min(1, (step + 1) / WARMUP, (1 - step / steps) / (1 - DECAY_FROM)))
 
 
 def average_gradients(model: nn.Module, workers: int) -> None:
@@ -95,26 +114,26 @@ def update_average(average: dict[str, Tensor], model: nn.Module, step: int) -> N
         average[name].lerp_(value, 1 - decay)
 
 
-def train_worker(rank: int, workers: int, folder: Path, preset: Preset, device: torch.device) -> None:
-    """One worker's whole training; worker 0 reports and saves to `folder/unet.pt`."""
+def train_worker(
+    rank: int, workers: int, folder: Path, preset: Preset, device: torch.device, kind: type, steps: int
+) -> None:
+    """One worker's whole training; worker 0 reports and saves. kind: MiniBase or LayoutControl."""
     if device.type == "cpu":
         torch.set_num_threads(1)
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
-    path, data = folder / "unet.pt", torch.load(folder / "latents.pt", weights_only=True, mmap=True)
+    path, data = folder / kind.FILE, torch.load(folder / "latents.pt", weights_only=True, mmap=True)
+    if kind is not MiniBase:
+        data["silhouettes"] = torch.from_numpy(open_silhouettes(folder))
     torch.manual_seed(0)
-    model = MiniBase(preset, len(data["token_ids"]) + 1)
+    model = kind(preset, folder, len(data["token_ids"]) + 1)
     saved = load_checkpoint(path)
     if saved:
-        load_weights(model, saved["model"], path)
+        load_weights(model.learns, saved["model"], path)
     model = model.to(device, memory_format=torch.channels_last)
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    hidden, outer = split_parameters(model, OUTER_LAYERS)
-    optimisers = [
-        Muon(hidden, lr=LEARNING_RATE, weight_decay=0.01),
-        torch.optim.AdamW(outer, betas=(0.9, 0.99), weight_decay=0.0),
-    ]
-    start = 0
+    learns = model.learns
+    average = {name: value.detach().clone() for name, value in learns.state_dict().items()}
+    optimisers, start = model.optimisers(), 0
     if saved:
         average = {name: value.to(device) for name, value in saved["average"].items()}
         start = saved["step"]
@@ -122,32 +141,32 @@ def train_worker(rank: int, workers: int, folder: Path, preset: Preset, device: 
             optimiser.load_state_dict(state)
     alpha_bars = alphas_cumprod().to(device)
     began, saved_at, losses = time.monotonic(), time.monotonic(), []
-    for step in range(start, preset.steps):
+    for step in range(start, steps):
         generator = torch.Generator().manual_seed(step * 1009 + rank)
         batch = {name: x.to(device) for name, x in draw_batch(data, preset.batch // workers, generator).items()}
-        loss = loss_of(model, batch, alpha_bars)
+        loss = model.loss(batch, alpha_bars)
         model.zero_grad()
         loss.backward()
-        average_gradients(model, workers)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        average_gradients(learns, workers)
+        nn.utils.clip_grad_norm_(learns.parameters(), 1.0)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, preset.steps)
+                group["lr"] = model.LEARNING_RATE * learning_rate_at(step, steps)
             optimiser.step()
         if rank:
             continue
-        update_average(average, model, step)
+        update_average(average, learns, step)
         losses.append(loss.item())
         done = step + 1
-        if done % 50 == 0 or done == preset.steps:
+        if done % 50 == 0 or done == steps:
             speed = (done - start) * preset.batch / (time.monotonic() - began)
-            print(f"unet {done}/{preset.steps} loss {sum(losses) / len(losses):.4f} {speed:.1f} pictures/s", flush=True)
+            print(f"{path.stem} {done}/{steps} loss {sum(losses) / len(losses):.4f} {speed:.1f} pictures/s", flush=True)
             losses.clear()
-        if time.monotonic() - saved_at > SAVE_SECONDS or done == preset.steps:
+        if time.monotonic() - saved_at > SAVE_SECONDS or done == steps:
             save_checkpoint(
                 path,
                 {
-                    "model": model.state_dict(),
+                    "model": learns.state_dict(),
                     "average": average,
                     "step": done,
                     "optimisers": [o.state_dict() for o in optimisers],
@@ -156,13 +175,14 @@ def train_worker(rank: int, workers: int, folder: Path, preset: Preset, device: 
             saved_at = time.monotonic()
 
 
-def train_unet(folder: Path, preset: Preset, device: torch.device, workers: int) -> None:
-    """Train to `preset.steps`, resuming from `folder/unet.pt`."""
+def train(folder: Path, preset: Preset, device: torch.device, workers: int, kind: type, steps: int) -> None:
+    """Train to so many steps, resuming from the kind's checkpoint in `folder`."""
     (folder / "rendezvous").unlink(missing_ok=True)
+    task = (workers, folder, preset, device, kind, steps)
     if workers == 1:
-        train_worker(0, 1, folder, preset, device)
-    else:
-        try:
-            mp.spawn(train_worker, (workers, folder, preset, device), nprocs=workers)
-        except mp.ProcessExitedException as stopped:  # the worker has said why
-            raise SystemExit(stopped.exit_code) from None
+        train_worker(0, *task)
+        return
+    try:
+        mp.spawn(train_worker, task, nprocs=workers)
+    except mp.ProcessExitedException as stopped:  # the worker has said why
+        raise SystemExit(stopped.exit_code) from None

@@ -6,6 +6,7 @@ that a bare machine with torch alone can train it.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -187,18 +188,37 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out[2].weight)
         nn.init.zeros_(self.out[2].bias)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Noised latents [B, 4, h, w], timesteps [B] in 0..999, text [B, 77, context_dim] -> v [B, 4, h, w]."""
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, control: Sequence[Tensor] = ()) -> Tensor:
+        """Noised latents [B, 4, h, w], timesteps [B] in 0..999, text [B, 77, context_dim] -> v [B, 4, h, w].
+
+        control: what a ControlNet adds to the encoder's features, in their order.
+        """
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
-        h, skips = x, []
-        for block in self.input_blocks:
-            for layer in block:
-                h = layer(h, emb, context)
-            skips.append(h)
-        for layer in self.middle_block:
-            h = layer(h, emb, context)
+        features = encode(self.input_blocks, self.middle_block, x, emb, context)
+        *skips, h = (f + c for f, c in zip(features, control, strict=True)) if control else features
         for block in self.output_blocks:
             h = torch.cat([h, skips.pop()], dim=1)
             for layer in block:
                 h = layer(h, emb, context)
         return self.out(h)
+
+
+def encode(
+    input_blocks: nn.ModuleList,
+    middle_block: nn.ModuleList,
+    x: Tensor,
+    emb: Tensor,
+    context: Tensor,
+    hint: Tensor | None = None,
+) -> list[Tensor]:
+    """Features after each input block and after the middle one; hint [B, C, h, w] is added after the first."""
+    h, features = x, []
+    for number, block in enumerate(input_blocks):
+        for layer in block:
+            h = layer(h, emb, context)
+        if hint is not None and number == 0:
+            h = h + hint
+        features.append(h)
+    for layer in middle_block:
+        h = layer(h, emb, context)
+    return [*features, h]

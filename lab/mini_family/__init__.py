@@ -61,6 +61,18 @@ class MiniBaseFull(MiniBase):
     unet_config = {**MiniBase.unet_config, "model_channels": 96, "context_dim": 256}
 
 
+class MiniControl(MiniBase):
+    """The ControlNet of the `cpu` preset: the loader asks which family its encoder is of."""
+
+    required_keys = {"input_hint_block.0.weight": None}
+
+
+class MiniControlFull(MiniBaseFull):
+    """The ControlNet of the `full` preset."""
+
+    required_keys = {"input_hint_block.0.weight": None}
+
+
 def text_config(state_dict: dict) -> dict:
     """CLIP's configuration, from the shapes of the checkpoint's own text encoder (heads are 32 channels wide)."""
     layers = {
@@ -116,4 +128,4 @@ def text_class(config: dict) -> type:
     return MiniBaseText
 
 
-supported_models.models += [MiniBase, MiniBaseFull]
+supported_models.models += [MiniBase, MiniBaseFull, MiniControl, MiniControlFull]
