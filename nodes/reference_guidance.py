@@ -26,7 +26,8 @@ class ReferenceGuidance(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How far a step toward the subject goes: 1 is what looking at it gives, more is further.",
+                    tooltip="How far a step toward the subject goes: 1 is what looking at it gives, more is further. "
+                    "On the test model, from 2 on the text was lost and nothing won.",
                 ),
                 io.Float.Input(
                     "reference_probability",
@@ -35,7 +36,7 @@ class ReferenceGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="How many of the steps pull toward the subject; the others follow the text at the "
-                    "sampler's own CFG.",
+                    "sampler's own CFG. 0.9 is the paper's; lower it to 0.5 when shapes or the text get lost.",
                 ),
                 io.Float.Input(
                     "dt",
