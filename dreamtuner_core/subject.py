@@ -25,6 +25,7 @@ class Subject:
     latent: [1, C, H/8, W/8], x^r as the VAE gives it.
     caption: the host's CONDITIONING that describes the reference; None is no text at all (zeros).
     noise_seed: the reference's noise, drawn once on the CPU.
+    encoding: what a subject encoder made of the picture (the host's rooms know its kind); None without one.
     bank: the features already computed, kept between runs; keeper: what moves them when the host asks for memory.
     """
 
@@ -35,6 +36,7 @@ class Subject:
     noise_seed: int = 0
     bank: ReferenceBank = field(default_factory=ReferenceBank)
     keeper: Any | None = None
+    encoding: Any | None = None
 
     def noise(self) -> Tensor:
         """[1, C, H/8, W/8] on the CPU; the same for one seed on every machine and at every step."""

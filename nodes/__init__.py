@@ -7,10 +7,17 @@ from comfy_api.latest import ComfyExtension, io
 from .reference_guidance import ReferenceGuidance
 from .self_subject_attention import ApplySelfSubjectAttention
 from .subject import EncodeSubjectImage
+from .subject_encoder import ApplySubjectEncoder, LoadSubjectEncoder
 
 
 class DreamTunerExtension(ComfyExtension):
     """What the host loads from this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [EncodeSubjectImage, ApplySelfSubjectAttention, ReferenceGuidance]
+        return [
+            LoadSubjectEncoder,
+            EncodeSubjectImage,
+            ApplySubjectEncoder,
+            ApplySelfSubjectAttention,
+            ReferenceGuidance,
+        ]

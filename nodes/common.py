@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 CATEGORY = "DreamTuner"
 SubjectSocket = io.Custom("DREAMTUNER_SUBJECT")
+SubjectEncoderSocket = io.Custom("DREAMTUNER_SUBJECT_ENCODER")
 
 
 @contextmanager

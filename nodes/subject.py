@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..dreamtuner_core.host.encode import encode_subject
-from .common import CATEGORY, SubjectSocket, named_errors
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
 
 
 class EncodeSubjectImage(io.ComfyNode):
@@ -57,6 +57,11 @@ class EncodeSubjectImage(io.ComfyNode):
                     optional=True,
                     control_after_generate=False,
                     tooltip="Seed of the noise put on the reference; apart from the sampler's seed.",
+                ),
+                SubjectEncoderSocket.Input(
+                    "subject_encoder",
+                    optional=True,
+                    tooltip="Reads the picture for Apply Subject Encoder, once; from Load Subject Encoder.",
                 ),
             ],
             outputs=[

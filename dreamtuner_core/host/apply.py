@@ -6,9 +6,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..encoder import EncoderConfig, attention_shapes, layer_name
 from ..guidance import Guidance
+from ..ip_adapter import numbered
 from ..subject import Subject
-from .sampling import AppliedSubject, with_guidance, with_subject
+from .sampling import AppliedSubject, with_encoder, with_guidance, with_subject
+from .subject_encoder import LoadedEncoder
+from .subject_encoder_attention import AppliedEncoder
 from .unet import context_size, self_attentions
 
 
@@ -27,19 +31,60 @@ def apply_subject(
     """
     if not 0 <= weight <= 100:  # NaN too
         raise ValueError(f"reference_weight must be between 0 and 100, but is {weight:g}; 2.5 to 3 is usual.")
-    if not 0 <= start <= end <= 1:
-        raise ValueError(
-            f"start_percent must not lie after end_percent, both in 0..1, but they are {start:g} and {end:g}."
-        )
+    _check_range(start, end)
     _check_fit(model, subject)
     region = None if region is None else _checked_region(region)
     return with_subject(model, AppliedSubject(subject, weight, start, end, region))
+
+
+def apply_encoder(
+    model: ModelPatcher, subject: Subject, strength: float, start: float = 0.0, end: float = 1.0
+) -> ModelPatcher:
+    """A clone of the model into which the encoded subject is brought with strength beta, from start to end (0..1).
+
+    Raises ValueError, in one sentence, for a subject that is not encoded, or by an encoder of another family.
+    """
+    if not 0 <= strength <= 10:  # NaN too
+        raise ValueError(f"strength must be between 0 and 10, but is {strength:g}; 0.2 is usual.")
+    _check_range(start, end)
+    if subject.encoding is None:
+        raise ValueError(
+            "the subject was encoded without a subject encoder; link Load Subject Encoder to the Encode Subject Image "
+            "that it comes from."
+        )
+    _check_family(model, subject.encoding.encoder)
+    return with_encoder(model, AppliedEncoder(subject, strength, start, end))
 
 
 def apply_guidance(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
     """A clone of the model whose steps follow Eq. 4-6. Raises ValueError for what is no U-Net of ours."""
     self_attentions(model)
     return with_guidance(model, guidance)
+
+
+def _check_range(start: float, end: float) -> None:
+    if not 0 <= start <= end <= 1:
+        raise ValueError(
+            f"start_percent must not lie after end_percent, both in 0..1, but they are {start:g} and {end:g}."
+        )
+
+
+def _check_family(model: ModelPatcher, encoder: LoadedEncoder) -> None:
+    """Raise ValueError, in one sentence, when the encoder was not made for this model's U-Net."""
+    layers = self_attentions(model)
+    shapes = attention_shapes({layer_name(*layer): block for layer, block in layers.items()})
+    config = encoder.model.config
+    if isinstance(config, EncoderConfig):
+        blocks, fits = len(config.blocks), dict(config.blocks) == shapes
+    else:
+        inner = {n: shapes[layer_name(*layer)].inner for n, layer in numbered(list(layers))}
+        blocks, fits = len(config.pairs), dict(config.pairs) == inner
+    width = context_size(model)
+    if not fits or config.context_width != width:
+        raise ValueError(
+            f"'{encoder.name}' is made for {config.family} (text of width {config.context_width}, {blocks} transformer "
+            f"blocks), but this model reads text of width {width} in {len(layers)}; load a file for this family."
+        )
 
 
 def _check_fit(model: ModelPatcher, subject: Subject) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..bank import ReferenceBank
 from ..subject import PRESENT, Subject, frame, preview, subject_mask
 from .memory import BankKeeper
+from .subject_encoder import LoadedEncoder, encode_picture
 
 
 def encode_subject(
@@ -21,6 +22,7 @@ def encode_subject(
     mask_marks: str = "auto",
     resolution: int = 512,
     noise_seed: int = 0,
+    subject_encoder: LoadedEncoder | None = None,
 ) -> tuple[Subject, Tensor]:
     """Frame one picture [1, H, W, 3], encode it, and show what the method will see of it [1, H', 2 W', 3].
 
@@ -45,7 +47,8 @@ def encode_subject(
             "the VAE made values that are no numbers (NaN or infinity); run it in fp32, or take another VAE."
         )
     bank = ReferenceBank()
-    subject = Subject(picture, framed_mask, latent, caption, noise_seed, bank, BankKeeper(bank))
+    encoding = None if subject_encoder is None else encode_picture(subject_encoder, picture)
+    subject = Subject(picture, framed_mask, latent, caption, noise_seed, bank, BankKeeper(bank), encoding)
     return subject, preview(picture, framed_mask)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..bank import Features, LayerFeatures
 from ..subject import Subject, token_grid
 from .attention import Options, Patch, plain_attention
+from .subject_encoder_attention import EncoderAtWork, with_encoders
 from .unet import Layer, context_size
 
 EMPTY_TEXT_TOKENS = 77
@@ -32,11 +33,12 @@ def reference_features(
     layers: list[Layer],
     sigma: float,
     timestep: Tensor,
+    encoders: Sequence[EncoderAtWork] = (),
 ) -> Features:
     """One row through the U-Net, without any other pack's patches: K and V of the foreground, by layer.
 
     sigma: the reference's noise level. timestep: [1], the network time of the picture being made (they differ where
-    guidance shifts the reference's noise level).
+    guidance shifts the reference's noise level). encoders: the subject's own that the picture is made with.
     """
     device = timestep.device
     features: Features = {}
@@ -68,6 +70,7 @@ def reference_features(
     noisy = model.model_sampling.noise_scaling(level, subject.noise().to(device), latent)
     options: Options = {"sigmas": level, "cond_or_uncond": [0], "patches_replace": {"attn1": {}}}
     options["patches_replace"]["attn1"] = {layer: capture(layer) for layer in layers}
+    options = with_encoders(options, encoders, [True], layers)
     comfy.patcher_extension.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, at_network_time, options)
     with suppress(_Captured):
         model.apply_model(noisy, level, **conditions, transformer_options=options)
@@ -117,10 +120,20 @@ class FeaturesKey(NamedTuple):
     layers: tuple[Layer, ...]
     sigma: float
     timestep: float
+    encoders: Hashable = ()
 
 
-def features_key(patcher: ModelPatcher, layers: list[Layer], sigma: float, timestep: float) -> FeaturesKey:
-    """The key of one noise level, for the weights as they stand in the U-Net at this moment."""
+def features_key(
+    patcher: ModelPatcher,
+    layers: list[Layer],
+    sigma: float,
+    timestep: float,
+    encoders: Sequence[tuple[object, float]] = (),
+) -> FeaturesKey:
+    """The key of one noise level, for the weights as they stand in the U-Net at this moment.
+
+    encoders: what the subject's own encoders made of it, and how strongly they are at work.
+    """
     hooks = patcher.current_hooks.hooks if patcher.current_hooks else []
     injections = sorted(patcher.injections.items())
     return FeaturesKey(
@@ -134,6 +147,7 @@ def features_key(patcher: ModelPatcher, layers: list[Layer], sigma: float, times
         tuple(layers),
         sigma,
         timestep,
+        tuple((_Same(encoding), strength) for encoding, strength in encoders),
     )
 
 

@@ -27,6 +27,7 @@ from ..subject import Subject, to_grid
 from .attention import Options, TokenFollower, reading_patch
 from .memory import announce
 from .reference import FeaturesKey, features_key, reference_features, text_conditions
+from .subject_encoder_attention import AppliedEncoder, EncoderAtWork, on_wanted_side, with_encoders
 from .unet import self_attentions
 
 KEY = "dreamtuner"
@@ -54,6 +55,7 @@ class Settings:
 
     subjects: tuple[AppliedSubject, ...] = ()
     guidance: Guidance | None = None
+    encoders: tuple[AppliedEncoder, ...] = ()
 
 
 def with_settings(model: ModelPatcher, change: Callable[[Settings], Settings]) -> ModelPatcher:
@@ -75,16 +77,25 @@ def with_guidance(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
     return with_settings(model, lambda s: replace(s, guidance=guidance))
 
 
+def with_encoder(model: ModelPatcher, applied: AppliedEncoder) -> ModelPatcher:
+    """A clone in which one more encoded subject is seen; the encoder's weights are loaded along with the model's."""
+    patched = with_settings(model, lambda s: replace(s, encoders=(*s.encoders, applied)))
+    patchers = [a.encoding.encoder.patcher for a in patched.get_attachment(KEY).encoders if a.strength > 0]
+    patched.set_additional_models(KEY, list({id(p.model): p for p in patchers}.values()))
+    return patched
+
+
 def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """OUTER_SAMPLE wrapper: give this run its own state and options, and take them away after it."""
     guider = executor.class_obj
     settings = guider.model_patcher.get_attachment(KEY)
     subjects = tuple(a for a in settings.subjects if a.weight > 0) if settings else ()
-    if not subjects:
+    encoders = tuple(a for a in settings.encoders if a.strength > 0) if settings else ()
+    if not subjects and not encoders:
         return executor(*args, **kwargs)
 
     shape = _bind(executor, args, kwargs).arguments["noise"].shape
-    run = Run(guider, replace(settings, subjects=subjects), shape[-2:])
+    run = Run(guider, replace(settings, subjects=subjects, encoders=encoders), shape[-2:])
     announce([a.subject.keeper for a in subjects if a.subject.keeper is not None])
     options = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(options)
@@ -124,10 +135,11 @@ class Run:
         self.layers = list(self_attentions(guider.model_patcher))
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self.sigmas = model_sampling.sigmas.tolist()
-        self.ranges = [
-            tuple(float(model_sampling.percent_to_sigma(percent)) for percent in (a.start, a.end))
-            for a in settings.subjects
-        ]
+        self.ranges, self.encoder_ranges = (
+            [tuple(float(model_sampling.percent_to_sigma(percent)) for percent in (a.start, a.end)) for a in applied]
+            for applied in (settings.subjects, settings.encoders)
+        )
+        self.encoders = [EncoderAtWork(applied, self.layers) for applied in settings.encoders]
         self.step: GuidedStep | None = None
         self.conditions: dict[int, dict[str, Tensor]] = {}
         self.channels: dict[Hashable, LogWeightChannels] = {}
@@ -139,6 +151,11 @@ class Run:
     def active(self, sigma: float) -> list[int]:
         """Indices of the subjects that are read at this noise level."""
         return [i for i, (first, last) in enumerate(self.ranges) if last <= sigma <= first]
+
+    def active_encoders(self, sigma: float, subject: Subject | None = None) -> list[EncoderAtWork]:
+        """The subject encoders at work at this noise level, all of them or those of one subject."""
+        found = [e for e, (first, last) in zip(self.encoders, self.encoder_ranges) if last <= sigma <= first]
+        return found if subject is None else [e for e in found if e.encoding is subject.encoding]
 
     # --- guidance ------------------------------------------------------------------------------------------------
 
@@ -193,6 +210,17 @@ class Run:
             return Reading(-guidance.dt, area)
         return None if self.step.toward_reference else Reading(guidance.dt_uncond, area)
 
+    def wanted(self, options: Options) -> list[bool]:
+        """Of each chunk of the batch, whether it is on the wanted side, the one that a subject encoder is read by."""
+        sides = options.get("cond_or_uncond") or [0]
+        ids = options.get("uuids") or [None] * len(sides)
+        return [self._wanted(cond_id, side) for cond_id, side in zip(ids, sides)]
+
+    def _wanted(self, cond_id: uuid.UUID | None, side: int) -> bool:
+        if self.step is not None:
+            return cond_id in self.step.wanted
+        return on_wanted_side(self.guider.conds, cond_id, side)
+
     # --- the U-Net -----------------------------------------------------------------------------------------------
 
     def forward(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -201,9 +229,13 @@ class Run:
         options: Options = call.arguments["transformer_options"]
         timesteps: Tensor = call.arguments["timesteps"]
         sigma = float(options["sigmas"].max())
+        encoders = self.active_encoders(sigma)
+        if encoders:
+            options = with_encoders(options, encoders, self.wanted(options), self.layers)
+            call.arguments["transformer_options"] = options
         active, chunks = self.active(sigma), self.readings(options)
         if not active or not any(chunks):
-            return executor(*args, **kwargs)
+            return executor(*call.args, **call.kwargs)
 
         features = {
             (i, reading.shift): self.features(i, sigma, reading.shift, timesteps[:1])
@@ -253,12 +285,14 @@ class Run:
         """The reference's keys and values at this noise level: kept from before, or computed now."""
         level = shift_sigma(sigma, shift, self.sigmas)
         subject, patcher, device = self.settings.subjects[i].subject, self.guider.model_patcher, timestep.device
-        key = features_key(patcher, self.layers, level, float(timestep))
+        encoders = self.active_encoders(sigma, subject)
+        key = features_key(patcher, self.layers, level, float(timestep), [(e.encoding, e.strength) for e in encoders])
         found = self.newest.get((i, key)) or subject.bank.get(key, device)
         if found is None:
             if i not in self.conditions:
                 self.conditions[i] = text_conditions(patcher, subject, device)
-            found = reference_features(patcher.model, subject, self.conditions[i], self.layers, level, timestep)
+            told = self.conditions[i]
+            found = reference_features(patcher.model, subject, told, self.layers, level, timestep, encoders)
             if subject.keeper is not None:
                 subject.keeper.keep(key, found)
         self.newest = {k: kept for k, kept in self.newest.items() if k[1].timestep == key.timestep} | {(i, key): found}

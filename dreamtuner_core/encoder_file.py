@@ -1,0 +1,149 @@
+"""One subject encoder in one safetensors file: its weights, and in the metadata what it is and what it is for.
+
+Two layouts are read. Our own says what it is in its metadata (`save`). An IP-Adapter's has no metadata worth the name
+and is known by its keys. A file is foreign matter: nothing of it is built or read into memory before the header's
+names, shapes and types are those that its own configuration asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .encoder import EncoderConfig, SubjectEncoder
+from .ip_adapter import IPAdapter, IPAdapterConfig, is_ip_adapter
+
+FORMAT = "dreamtuner.subject_encoder"
+VERSION = "1"
+TYPES = {"F64", "F32", "F16", "BF16"}
+MOST_WEIGHTS = 20_000  # names in a file
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an encoder comes from. training: how it was trained, plain values. licence: its terms, in words."""
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = ""
+
+
+def save(path: str | os.PathLike[str], encoder: SubjectEncoder, origin: Origin = Origin()) -> None:
+    """Write the encoder, its tower included, to a file at that path: whole, or not at all."""
+    path = Path(path)
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": json.dumps(encoder.config.to_dict()),
+        "training": json.dumps(dict(origin.training)),
+        "licence": origin.licence,
+    }
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in encoder.state_dict().items()}
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        save_file(weights, unfinished, metadata)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(
+    path: str | os.PathLike[str], operations: Any = nn, dtype: torch.dtype | None = None
+) -> tuple[SubjectEncoder | IPAdapter, Origin]:
+    """The encoder in that file, on the CPU, in the file's own types or in that one.
+
+    operations: what gives Linear, LayerNorm, ... (torch.nn, or a host's). Raises ValueError, in one sentence that says
+    what the file is and what was needed, for one that is not whole, not of a kind known here, or holds no numbers.
+    """
+    name = Path(path).name
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            encoder, origin = _described(file, operations)
+            weights = {key: file.get_tensor(key).clone() for key in list(file.keys())}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"'{name}' is no whole safetensors file ({_brief(error)}); take it anew from where it comes from."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"'{name}' {error}") from error
+    bad = next((key for key, weight in weights.items() if not torch.isfinite(weight).all()), None)
+    if bad is not None:
+        raise ValueError(
+            f"'{name}' holds values that are no numbers (NaN or infinity, in {_brief(bad)}); it is spoilt."
+        )
+    if dtype is not None:
+        weights = {key: weight.to(dtype) for key, weight in weights.items()}
+    encoder.load_state_dict(weights, assign=True)
+    return encoder.eval().requires_grad_(False), origin
+
+
+def _described(file: Any, operations: Any) -> tuple[SubjectEncoder | IPAdapter, Origin]:
+    """What the header says it holds, built without weights. Raises ValueError, the file's name left out."""
+    metadata, keys = file.metadata() or {}, list(file.keys())
+    if len(keys) > MOST_WEIGHTS:
+        raise ValueError(f"has {len(keys)} weights, and no subject encoder has more than {MOST_WEIGHTS}.")
+    slices = {key: file.get_slice(key) for key in keys}
+    shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+    strange = next((key for key, part in slices.items() if part.get_dtype() not in TYPES), None)
+    origin = Origin()
+    encoder: SubjectEncoder | IPAdapter
+    if metadata.get("format") == FORMAT:
+        if metadata.get("version") != VERSION:
+            raise ValueError(
+                f"is of version {_brief(metadata.get('version'))}, and this pack reads {VERSION}; update it."
+            )
+        config, training = (_loads(metadata, key) for key in ("config", "training"))
+        origin = Origin(training, metadata.get("licence", ""))
+        try:
+            encoder = SubjectEncoder(EncoderConfig.from_dict(config), operations, device="meta")
+        except ValueError as error:
+            raise ValueError(f"has a configuration that cannot be built: {error}") from error
+    elif is_ip_adapter(keys):
+        encoder = IPAdapter(IPAdapterConfig.from_shapes(shapes), operations, device="meta")
+    else:
+        raise ValueError(
+            f"is no subject encoder (it begins with {_brief(keys[:1])}): expected one that DreamTuner's pre-training "
+            "saved, or an IP-Adapter of SD1.5 or SDXL (plain or plus)."
+        )
+    if strange is not None:
+        raise ValueError(
+            f"holds {_brief(strange)} as {slices[strange].get_dtype()}, but weights must be one of "
+            f"{', '.join(sorted(TYPES))}."
+        )
+    _check_shapes(shapes, {key: tuple(weight.shape) for key, weight in encoder.state_dict().items()})
+    return encoder, origin
+
+
+def _check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    missing, unknown = (sorted(a.keys() - b.keys()) for a, b in ((expected, found), (found, expected)))
+    if missing:
+        raise ValueError(f"misses {len(missing)} of its {len(expected)} weights, such as {_brief(missing[0])}.")
+    if unknown:
+        raise ValueError(f"holds {len(unknown)} weights that its kind does not have, such as {_brief(unknown[0])}.")
+    for key, shape in expected.items():
+        if found[key] != shape:
+            raise ValueError(f"holds {_brief(key)} of shape {_brief(found[key])}, but its kind has {shape}.")
+
+
+def _loads(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata.get(key, ""))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"has no readable {key} in its metadata; take it anew from where it comes from.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"has no readable {key} in its metadata; take it anew from where it comes from.")
+    return value
+
+
+def _brief(thing: object) -> str:
+    """In few words and on one line, whatever a file put into it."""
+    text = " ".join(str(thing).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,216 @@
+"""Subject encoders in the host: the files in models/subject_encoders, and what they make of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_management
+import comfy.ops
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..encoder import SubjectEncoder
+from ..encoder_file import Origin, read
+from ..ip_adapter import IPAdapter
+from ..tower import ImageTower
+
+FOLDER = "subject_encoders"
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedEncoder:
+    """A file at work. Carried by the socket DREAMTUNER_SUBJECT_ENCODER.
+
+    patcher: its weights under the host's model management. clip_vision: the host's, where it has no tower of its own.
+    """
+
+    name: str
+    patcher: ModelPatcher
+    origin: Origin
+    clip_vision: Any | None = None
+
+    @property
+    def model(self) -> SubjectEncoder | IPAdapter:
+        return self.patcher.model
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectEncoding:
+    """What an encoder made of one picture. tokens: [1, T, C], SE(r).
+
+    without: [1, T, C], what stands for no subject in an IP-Adapter; None where rows without the subject have none.
+    """
+
+    encoder: LoadedEncoder
+    tokens: Tensor
+    without: Tensor | None = None
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def encoder_names() -> list[str]:
+    """The files in every folder that the host has for subject encoders, extra_model_paths included."""
+    _register_folder()
+    return [name for name in folder_paths.get_filename_list(FOLDER) if name.endswith(SUFFIX)]
+
+
+def encoder_path(name: str) -> Path:
+    """Where that file is. Raises ValueError for a name that is none of `encoder_names`."""
+    path = folder_paths.get_full_path(FOLDER, name) if name in encoder_names() else None
+    if path is None:
+        raise ValueError(
+            f"there is no '{name!s:.80}' in models/{FOLDER}; choose one of the list, or put the file there."
+        )
+    return Path(path)
+
+
+def _register_folder() -> None:
+    """As the host's own folders are: once, when first asked for, beside what extra_model_paths already gave."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+def load_encoder(name: str, clip_vision: Any | None = None) -> LoadedEncoder:
+    """The encoder of that name. Raises ValueError, in one sentence, for a bad file or a tower that it cannot read."""
+    with torch.inference_mode(False):  # tuning may learn from these weights
+        model, origin = read(encoder_path(name), comfy.ops.manual_cast)
+    _check_tower(name, model, clip_vision)
+    patcher = ModelPatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    return LoadedEncoder(name, patcher, origin, clip_vision)
+
+
+def _check_tower(name: str, model: SubjectEncoder | IPAdapter, clip_vision: Any) -> None:
+    if isinstance(model, SubjectEncoder) and model.tower is not None:
+        return
+    needed = _needed_tower(model)
+    if clip_vision is None:
+        raise ValueError(f"'{name}' carries no image tower; link a clip_vision of {needed}.")
+    vision = getattr(getattr(clip_vision, "model", None), "vision_model", None)
+    if vision is None or not hasattr(vision, "encoder"):
+        raise ValueError(f"'{name}' reads a CLIP vision model, but got another kind; load one of {needed}.")
+    depth = len(vision.encoder.layers)
+    tokens, width = vision.embeddings.position_embedding.weight.shape
+    if isinstance(model, SubjectEncoder):
+        seen: tuple[int, ...] = (depth, width, tokens)
+        expected = _tower_of(model)
+    else:
+        projection = getattr(clip_vision.model.visual_projection, "weight", None)
+        embedding = width if projection is None else projection.shape[0]
+        seen, expected = (width if model.config.resampler else embedding,), (model.config.embedding_width,)
+    if seen != expected:
+        raise ValueError(
+            f"'{name}' reads an image tower of {needed}, but this clip_vision has {depth} layers of width {width} and "
+            f"{tokens} tokens; load the one that the file was trained with."
+        )
+
+
+def _tower_of(model: SubjectEncoder) -> tuple[int, ...]:
+    return model.config.tower_layers, model.config.tower_width, model.config.tokens
+
+
+def _needed_tower(model: SubjectEncoder | IPAdapter) -> str:
+    if isinstance(model, SubjectEncoder):
+        return "{} layers of width {} and {} tokens".format(*_tower_of(model))
+    what = "hidden states" if model.config.resampler else "an image embedding"
+    return f"{what} of width {model.config.embedding_width}"
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def encode_picture(encoder: LoadedEncoder, picture: Tensor) -> SubjectEncoding:
+    """SE(r) of one framed picture [1, H, W, 3] in 0..1, on the host's own devices."""
+    model, square, kept = encoder.model, on_a_square(picture), comfy.model_management.intermediate_device()
+    comfy.model_management.load_models_gpu([encoder.patcher])
+    device = encoder.patcher.load_device
+    clip_vision: Any = encoder.clip_vision
+    if isinstance(model, SubjectEncoder):
+        if model.tower is not None:
+            states = _own_states(model.tower, square.to(device), model.config.layers)
+        else:
+            states = clip_states(clip_vision, _pixels(clip_vision, square), model.config.layers)[0]
+        return SubjectEncoding(encoder, _finite(model.tokens(states.to(device)), encoder).to(kept))
+
+    pixels = _pixels(clip_vision, square)
+    if model.config.resampler is None:
+        embedding = clip_states(clip_vision, pixels, ())[1]
+        seen = torch.cat([embedding, torch.zeros_like(embedding)])  # [2, E]
+    else:
+        before_last = len(clip_vision.model.vision_model.encoder.layers) - 1
+        both = torch.cat([pixels, torch.zeros_like(pixels)])
+        seen = clip_states(clip_vision, both, (before_last,))[0][:, 0]  # [2, T, W]
+    tokens, without = _finite(model.tokens(seen.to(device)), encoder).to(kept).split(1)
+    return SubjectEncoding(encoder, tokens, without)
+
+
+def on_a_square(picture: Tensor) -> Tensor:
+    """[1, H, W, 3] -> [1, S, S, 3], white added on the short sides: a tower that cuts squares cuts nothing off."""
+    height, width = picture.shape[1:3]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    around = (left, side - width - left, top, side - height - top)
+    return F.pad(picture.movedim(-1, 1), around, value=1.0).movedim(1, -1)
+
+
+def _own_states(tower: ImageTower, square: Tensor, layers: Sequence[int]) -> Tensor:
+    """Hidden states [1, L, T, W] of a carried tower for [1, S, S, 3]."""
+    size = [tower.config.side] * 2
+    pixels = F.interpolate(square.movedim(-1, 1), size, mode="bilinear", antialias=True, align_corners=False)
+    return tower.hidden_states(pixels.clamp(0, 1), layers)
+
+
+def _pixels(clip_vision: Any, square: Tensor) -> Tensor:
+    """The host's own preprocessing: [1, S, S, 3] in 0..1 -> [1, 3, s, s], normalised."""
+    return comfy.clip_vision.clip_preprocess(
+        square.to(clip_vision.load_device),
+        size=clip_vision.image_size,
+        mean=clip_vision.image_mean,
+        std=clip_vision.image_std,
+    ).float()
+
+
+def clip_states(clip_vision: Any, pixels: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Pixels [B, 3, s, s] -> hidden states [B, L, T, W], each after so many layers, and the image embedding [B, E]."""
+    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    with _noted(clip_vision.model.vision_model.encoder.layers, layers) as found:
+        embedding = clip_vision.model(pixel_values=pixels, intermediate_output=-2)[2]
+    states = torch.stack([found[i] for i in layers], dim=1) if layers else embedding.new_zeros(len(pixels), 0)
+    return states.float(), embedding.float()
+
+
+@contextmanager
+def _noted(modules: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """The states after so many of the modules, noted while this lasts: not every host gives all of them itself.
+
+    Copied, for the host's layers add to their input in place.
+    """
+    found: dict[int, Tensor] = {}
+    with ExitStack() as hooks:
+        for i in layers:
+            if i == 0:
+                handle = modules[0].register_forward_pre_hook(lambda _, args: found.update({0: args[0].clone()}))
+            else:
+                handle = modules[i - 1].register_forward_hook(lambda _, args, out, i=i: found.update({i: out.clone()}))
+            hooks.callback(handle.remove)
+        yield found
+
+
+def _finite(tokens: Tensor, encoder: LoadedEncoder) -> Tensor:
+    if not torch.isfinite(tokens).all():
+        raise ValueError(
+            f"'{encoder.name}' made values that are no numbers of this picture; run the image tower in fp32."
+        )
+    return tokens

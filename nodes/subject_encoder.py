@@ -1,0 +1,80 @@
+"""Load Subject Encoder and Apply Subject Encoder: the subject's rough appearance, from one trained file (Eq. 1)."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..dreamtuner_core.host.apply import apply_encoder
+from ..dreamtuner_core.host.subject_encoder import encoder_names, encoder_path, load_encoder
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
+
+
+class LoadSubjectEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamTunerLoadSubjectEncoder",
+            display_name="Load Subject Encoder",
+            category=CATEGORY,
+            description="Loads what reads a subject's rough appearance from a picture: a subject encoder, or an "
+            "IP-Adapter of SD1.5 or SDXL.",
+            inputs=[
+                io.Combo.Input(
+                    "subject_encoder",
+                    options=encoder_names(),
+                    tooltip="A .safetensors file in models/subject_encoders, made for the family of your checkpoint.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="The image tower that the file was trained with. Not needed when the file carries its own.",
+                ),
+            ],
+            outputs=[SubjectEncoderSocket.Output(display_name="subject_encoder")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, subject_encoder, clip_vision=None) -> str:
+        try:
+            found = encoder_path(subject_encoder).stat()
+        except (ValueError, OSError):
+            return ""
+        return f"{found.st_mtime_ns} {found.st_size}"
+
+    @classmethod
+    def execute(cls, subject_encoder, clip_vision=None) -> io.NodeOutput:
+        with named_errors("Load Subject Encoder"):
+            return io.NodeOutput(load_encoder(subject_encoder, clip_vision))
+
+
+class ApplySubjectEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamTunerApplySubjectEncoder",
+            display_name="Apply Subject Encoder",
+            category=CATEGORY,
+            description="Brings the subject's rough appearance into every transformer block of the model, before "
+            "the text is read. Apply Self-Subject Attention refines it. Several in a row are several subjects.",
+            inputs=[
+                io.Model.Input("model"),
+                SubjectSocket.Input("subject", tooltip="From Encode Subject Image with a subject_encoder linked."),
+                io.Float.Input(
+                    "strength",
+                    default=0.2,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How strongly: 0.2 is usual, from 0.5 on the text is hardly followed, 0 is not at all. "
+                    "An IP-Adapter wants 0.5 to 1.",
+                ),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="From here on."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="Up to here."),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, subject, strength, start_percent, end_percent) -> io.NodeOutput:
+        with named_errors("Apply Subject Encoder"):
+            return io.NodeOutput(apply_encoder(model, subject, strength, start_percent, end_percent))
