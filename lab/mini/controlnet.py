@@ -72,7 +72,7 @@ class LayoutControl(nn.Module):
         self.base = MiniBase(preset, folder, vocabulary_rows)
         load_weights(self.base, saved["average"], folder / MiniBase.FILE)
         self.base.requires_grad_(False)
-        self.learns = ControlNet(self.base.unet)
+        self.learns = ControlNet(self.base.unet).requires_grad_(True)  # a copy of frozen weights is frozen too
 
     def optimisers(self) -> list[torch.optim.Optimizer]:
         return [torch.optim.AdamW(self.learns.parameters(), betas=(0.9, 0.99), weight_decay=0.0)]
