@@ -10,9 +10,12 @@ import json
 import subprocess
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+
+from .checkpoint import write_whole
 
 SIDE = 256
 DRAWINGS = {
@@ -40,7 +43,10 @@ def fetch_package(spec: str, folder: Path) -> tarfile.TarFile:
             subprocess.run(["npm", "pack", spec, "--pack-destination", str(folder)], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise SystemExit(f"Cannot fetch {spec} with `npm pack`: {error}. Put its tarball at {path}.") from error
-    return tarfile.open(path)
+    try:
+        return tarfile.open(path)
+    except (OSError, tarfile.TarError) as error:
+        raise SystemExit(f"{path} is no npm tarball ({error}): remove it, and it is fetched anew.") from error
 
 
 def list_concepts(folder: Path, names: tuple[str, ...] | None) -> dict[str, str]:
@@ -97,36 +103,47 @@ def webp_renderer(package: tarfile.TarFile):
 def build_archive(path: Path, npm_folder: Path, names: tuple[str, ...] | None) -> None:
     """Render every drawing of the concepts and pack them; missing or broken ones are counted and told."""
     concepts, skipped = list_concepts(npm_folder, names), []
-    partial = path.with_suffix(".part")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        for drawing, spec in DRAWINGS.items():
-            package = fetch_package(spec, npm_folder)
-            render = webp_renderer(package) if drawing == "fluent-3d" else svg_renderer(package)
-            for concept, code in concepts.items():
-                try:
-                    image = render(concept, code)
-                except (KeyError, OSError, ValueError, RuntimeError):
-                    skipped.append(f"{concept}/{drawing}")
-                    continue
-                if image.getchannel("A").getbbox() is None:
-                    skipped.append(f"{concept}/{drawing}")
-                    continue
-                data = io.BytesIO()
-                image.save(data, "WEBP", quality=90, method=6)
-                archive.writestr(f"{concept}/{drawing}.webp", data.getvalue())
-    partial.rename(path)
+
+    def pack(partial: Path) -> None:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            for drawing, spec in DRAWINGS.items():
+                package = fetch_package(spec, npm_folder)
+                render = webp_renderer(package) if drawing == "fluent-3d" else svg_renderer(package)
+                for concept, code in concepts.items():
+                    image = rendered(render, concept, code)
+                    if image is None:
+                        skipped.append(f"{concept}/{drawing}")
+                        continue
+                    data = io.BytesIO()
+                    image.save(data, "WEBP", quality=90, method=6)
+                    archive.writestr(f"{concept}/{drawing}.webp", data.getvalue())
+
+    write_whole(path, pack)
     if skipped:
-        print(f"{len(skipped)} drawings are missing or broken and were left out: {', '.join(skipped[:8])} ...")
+        more = ", ..." if len(skipped) > 8 else ""
+        print(f"{len(skipped)} drawings are missing or broken and were left out: {', '.join(skipped[:8])}{more}")
+
+
+def rendered(render: Callable[[str, str], Image.Image], concept: str, code: str) -> Image.Image | None:
+    """The drawing, or None where the package has none, or a broken or an empty one."""
+    try:
+        image = render(concept, code)
+    except (KeyError, OSError, ValueError, RuntimeError):
+        return None
+    return image if image.getchannel("A").getbbox() else None
 
 
 def load_artwork(path: Path) -> dict[tuple[str, str], Image.Image]:
     """{(concept, drawing): RGBA image, cropped to its alpha}."""
     artwork = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in sorted(archive.namelist()):
-            concept, drawing = name.removesuffix(".webp").split("/")
-            image = Image.open(io.BytesIO(archive.read(name))).convert("RGBA")
-            artwork[concept, drawing] = image.crop(image.getchannel("A").getbbox())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                concept, drawing = name.removesuffix(".webp").split("/")
+                image = Image.open(io.BytesIO(archive.read(name))).convert("RGBA")
+                artwork[concept, drawing] = image.crop(image.getchannel("A").getbbox())
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise SystemExit(f"{path} is no archive of drawings ({error}): `data --archive FILE` makes one.") from error
     return artwork
 
 

@@ -112,9 +112,16 @@ def compose(
         if subject not in drawings:
             drawing = artwork[subject][rng.integers(len(artwork[subject]))]
             drawings[subject] = turn_hue(drawing, rng.random()) if rng.random() < HUE_TURNED else drawing
+    return arrange([drawings[subject] for subject in subjects], subjects, scene, side, rng)
+
+
+def arrange(
+    drawings: list[Image.Image], subjects: list[str], scene: str, side: int, rng: np.random.Generator
+) -> Picture:
+    """These drawings of these subjects on that scene."""
     size_range = ALONE if len(subjects) == 1 else TOGETHER
     sizes = sorted((round(side * rng.uniform(*size_range)) for _ in subjects), reverse=True)
-    views = [pose(drawings[subject], size, rng) for subject, size in zip(subjects, sizes)]
+    views = [pose(drawing, size, rng) for drawing, size in zip(drawings, sizes)]
     canvas = Image.fromarray((SCENES[scene](side, rng).clip(0, 1) * 255).astype(np.uint8))
     mask = Image.new("L", (side, side))
     placed = place(canvas, mask, views, rng)

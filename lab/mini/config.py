@@ -51,6 +51,24 @@ class Preset:
 
 
 PRESETS = {
+    "tiny": Preset(  # for the tests: every part, in seconds, and no picture worth seeing
+        concepts={"car": "automobile", "cat": "cat face"},
+        side=64,
+        pictures=64,
+        widths=(4, 8, 8, 8),
+        crop=32,
+        autoencoder_steps=20,
+        autoencoder_batch=4,
+        model_channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        num_head_channels=32,
+        context_dim=32,
+        text_layers=1,
+        steps=40,
+        controlnet_steps=4,
+        batch=4,
+    ),
     "cpu": Preset(
         concepts=CPU_CONCEPTS,
         side=128,
@@ -65,8 +83,8 @@ PRESETS = {
         num_head_channels=32,
         context_dim=128,
         text_layers=2,
-        steps=8000,
-        controlnet_steps=1000,
+        steps=6000,
+        controlnet_steps=650,
         batch=32,
     ),
     "full": Preset(

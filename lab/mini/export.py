@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import pad_to_full_width
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, write_whole
 from .config import Preset
 from .train_autoencoder import load_autoencoder
 
@@ -54,8 +54,6 @@ def save(weights: dict[str, Tensor], path: Path, title: str, trained: Path, pres
 
     steps = load_checkpoint(trained)["step"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
     told = {"modelspec.title": title, "steps": str(steps), "pictures_seen": str(steps * preset.batch)}
-    save_file(weights, partial, metadata=told)
-    partial.rename(path)
+    write_whole(path, lambda partial: save_file(weights, partial, metadata=told))
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB) after {steps} steps")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .artwork import load_artwork, load_held_out
+from .checkpoint import reserve, write_whole
 from .compose import compose
 
 CHUNK = 500
@@ -43,6 +44,8 @@ def compose_chunk(
 def compose_all(folder: Path, archive: Path, concepts: dict[str, str] | None, side: int, count: int) -> None:
     """Compose `count` training pictures into `folder`."""
     partial, captions = [folder / f"{name}.part.npy" for name in ("silhouettes", "pictures")], []
+    for path, channels in zip(partial, (1, 3)):
+        reserve(path, count * side * side * channels)
     silhouettes = np.lib.format.open_memmap(partial[0], "w+", np.uint8, (count, side, side))
     pictures = np.lib.format.open_memmap(partial[1], "w+", np.uint8, (count, side, side, 3))
     tasks = [(archive, concepts, side, start, min(CHUNK, count - start), False) for start in range(0, count, CHUNK)]
@@ -52,8 +55,9 @@ def compose_all(folder: Path, archive: Path, concepts: dict[str, str] | None, si
             pictures[part], silhouettes[part] = pixels, masks
             captions += words
             print(f"composed {len(captions)} of {count} pictures", flush=True)
-    pictures.flush(), silhouettes.flush()
-    (folder / "captions.json").write_text(json.dumps(captions))
+    pictures.flush()
+    silhouettes.flush()
+    write_whole(folder / "captions.json", lambda part: part.write_text(json.dumps(captions)))
     for path in partial:  # the pictures last: where they are, all is
         path.rename(path.with_name(path.name.replace(".part", "")))
 

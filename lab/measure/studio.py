@@ -1,0 +1,146 @@
+"""Where the pictures are drawn: the mini base in the host, and the subjects as an artist would give them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lab.inside import import_host, import_pack
+from lab.measure.changes import CHANGES
+from lab.measure.eye import as_floats
+from lab.measure.subjects import Look, placed
+from lab.mini.compose import caption_of, one
+
+REFERENCE_SCENE = "a brick wall"  # behind every reference: what may bleed
+REFERENCE_SIDE, REFERENCE_SEED, REFERENCE_SIZES = 2, 7, (0.45, 0.7)  # side in pictures; size of the subject in it
+MOST_READ = (True, "concise", None)  # masked, caption, change
+BLANK = "white"  # what a cut-out subject stands on
+
+
+def enter_host() -> None:
+    """Make the host importable, once."""
+    if "comfy.cli_args" not in sys.modules:
+        import_host()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every picture of a table is made."""
+
+    side: int = 128
+    steps: int = 20
+    cfg: float = 4.0
+    sampler: str = "dpmpp_2m"
+    scheduler: str = "karras"
+
+
+@dataclass(eq=False)
+class Reference:
+    """One subject's picture, before any pack has seen it.
+
+    picture: [1, H, W, 3] in 0..1, the drawing on REFERENCE_SCENE. mask: [1, H, W], 1 on the subject.
+    """
+
+    look: Look
+    picture: Tensor
+    mask: Tensor
+    studio: Studio
+    _encoded: dict[Any, Any] = field(default_factory=dict)
+
+    def subject(self, masked: bool = True, caption: str = "concise", change: str | None = None) -> Any:
+        """As Encode Subject Image gives it; kept, so that its features are too."""
+        key = (masked, caption, change)
+        if key not in self._encoded:
+            picture, mask = (self.picture, self.mask) if change is None else CHANGES[change](self.picture, self.mask)
+            text = self.caption(caption, BLANK if masked else REFERENCE_SCENE)
+            told = None if text is None else self.studio.text([text])
+            encode = self.studio.pack.dreamtuner_core.host.encode.encode_subject
+            side = self.studio.sampling.side
+            self._encoded[key] = encode(picture, self.studio.vae, mask if masked else None, told, None, "subject", side)
+        return self._encoded[key][0]
+
+    def caption(self, kind: str, scene: str) -> str | None:
+        """`detailed` names the scene too, `concise` the subject alone, `none` is the empty text."""
+        texts = {"detailed": caption_of([self.look.word], scene), "concise": one(self.look.word), "empty": ""}
+        return texts.get(kind)
+
+    def forget(self) -> None:
+        """Free what was kept of the encoded subjects, but for the one that most rows read: its features serve again."""
+        self._encoded = {key: kept for key, kept in self._encoded.items() if key == MOST_READ}
+
+
+class Studio:
+    """A checkpoint in the host."""
+
+    def __init__(self, checkpoint: Path, sampling: Sampling) -> None:
+        enter_host()
+        importlib.import_module("lab.mini_family")
+        import comfy.sd
+
+        self.sampling = sampling
+        self.weights = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
+        self.pack = import_pack()
+        self.model, self.clip, self.vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+
+    @property
+    def core(self) -> Any:
+        return self.pack.dreamtuner_core
+
+    def reference(self, look: Look) -> Reference:
+        shown = placed(look, REFERENCE_SCENE, REFERENCE_SIDE * self.sampling.side, REFERENCE_SEED, REFERENCE_SIZES)
+        return Reference(look, as_floats(shown.pixels)[None], as_floats(shown.mask)[None], self)
+
+    def left_by_autoencoder(self, pictures: Tensor) -> Tensor:
+        """[B, H, W, 3] in 0..1, encoded and decoded."""
+        parts = [self.vae.decode(self.vae.encode(part)) for part in pictures.split(16)]
+        return torch.cat(parts).clamp(0, 1)
+
+    def text(self, texts: Sequence[str], clip: Any = None) -> Any:
+        """One conditioning whose rows are the texts."""
+        clip = clip or self.clip
+        told = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+        return [[torch.cat([rows for rows, _ in told]), told[0][1]]]
+
+    def draw(
+        self,
+        model: Any,
+        clip: Any,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        start: Tensor | None = None,
+        denoise: float = 1.0,
+    ) -> Tensor:
+        """[B, side, side, 3] in 0..1, a picture for each prompt, each with the noise of its own seed.
+
+        start: [1, 4, h, w] that is noised and denoised, or None to begin from nothing. The guidance's draws are those
+        of the first seed, as in any batch.
+        """
+        import comfy.sample
+
+        s = self.sampling
+        empty = torch.zeros(1, 4, s.side // 8, s.side // 8)
+        noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
+        latent = (empty if start is None else start).repeat(len(prompts), 1, 1, 1)
+        drawn = comfy.sample.sample(
+            model,
+            noise,
+            s.steps,
+            s.cfg,
+            s.sampler,
+            s.scheduler,
+            self.text(prompts, clip),
+            self.text([""], clip),
+            latent,
+            denoise=denoise,
+            disable_pbar=True,
+            seed=seeds[0],
+        )
+        return self.vae.decode(drawn).clamp(0, 1)
