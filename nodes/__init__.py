@@ -5,9 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .reference_guidance import ReferenceGuidance
+from .saved_subject import LoadSubject, SaveSubject
 from .self_subject_attention import ApplySelfSubjectAttention
 from .subject import EncodeSubjectImage
 from .subject_encoder import ApplySubjectEncoder, LoadSubjectEncoder
+from .subject_tuning import SubjectTuning
 
 
 class DreamTunerExtension(ComfyExtension):
@@ -20,4 +22,7 @@ class DreamTunerExtension(ComfyExtension):
             ApplySubjectEncoder,
             ApplySelfSubjectAttention,
             ReferenceGuidance,
+            SubjectTuning,
+            SaveSubject,
+            LoadSubject,
         ]

@@ -1,0 +1,120 @@
+"""What a thing is, as a short text that is the same in every session: for what is kept on disk.
+
+Weights are told apart by name, shape, type and some thousand of their values each, read all over them: a quick look
+at gigabytes. Two models that differ anywhere by training, merging or a LoRA differ there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import comfy.weight_adapter
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ..subject import Subject
+from .sampling import KEY
+
+VALUES = 1024  # of a weight that are looked at
+
+
+class Identity:
+    """A hash that is fed one thing after another."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, *things: Any) -> Identity:
+        """Plain values, and tensors as a whole."""
+        for thing in things:
+            if isinstance(thing, Tensor):
+                plain = thing.detach().cpu().contiguous()
+                self._text(f"{plain.dtype} {tuple(plain.shape)}")
+                self._hash.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+            else:
+                self._text(json.dumps(thing, sort_keys=True, default=str))
+        return self
+
+    def look_at(self, name: str, weight: Tensor) -> Identity:
+        """Some of a weight's values."""
+        flat = weight.detach().reshape(-1)
+        stride = max(1, flat.numel() // VALUES)
+        self._text(f"{name} {weight.dtype} {tuple(weight.shape)}")
+        seen = flat[::stride].cpu().contiguous()
+        self._hash.update(seen.view(torch.uint8).numpy().tobytes())
+        return self
+
+    def text(self) -> str:
+        """64 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def _text(self, text: str) -> None:
+        self._hash.update(text.encode() + b"\0")
+
+
+def of_network(network: nn.Module) -> str:
+    """A network's weights as they stand, as a VAE's, which nothing patches."""
+    identity = Identity()
+    for name, weight in sorted(network.state_dict().items()):
+        identity.look_at(name, weight)
+    return identity.text()
+
+
+def of_model(patcher: ModelPatcher) -> str:
+    """A model or CLIP: its weights before any patch, the patches (LoRA) with their strengths, and its sampling."""
+    identity = Identity().add(type(patcher.model).__name__)
+    for key, (original, *patches) in sorted(patcher.get_key_patches().items()):
+        identity.look_at(key, original[0])
+        for strength, patch, of_weight, offset, _ in patches:
+            identity.add(strength, of_weight, offset)
+            _look_at_patch(identity, patch)
+    sampling = patcher.get_model_object("model_sampling") if hasattr(patcher.model, "model_sampling") else None
+    if sampling is not None:
+        identity.add([base.__name__ for base in type(sampling).__mro__]).add(sampling.sigmas)
+    return identity.text()
+
+
+def of_patches(patcher: ModelPatcher) -> str:
+    """What else is on a model, by name, and our own settings in full: what a sampling run with it would meet."""
+    transformer = patcher.model_options.get("transformer_options", {})
+    identity = Identity().add(sorted(map(str, transformer.get("patches", {}))))
+    identity.add({str(kind): sorted(map(str, found)) for kind, found in transformer.get("patches_replace", {}).items()})
+    identity.add({str(kind): sorted(map(str, found)) for kind, found in patcher.wrappers.items() if found})
+    identity.add(sorted(map(str, patcher.attachments)), sorted(key for key in patcher.model_options))
+    settings = patcher.get_attachment(KEY)
+    if settings is not None:
+        for applied in settings.subjects:
+            identity.add(of_subject(applied.subject), applied.weight, applied.start, applied.end)
+            identity.add(*([] if applied.region is None else [applied.region]))
+        for encoder in settings.encoders:
+            identity.add(of_subject(encoder.subject), encoder.strength, encoder.start, encoder.end)
+        identity.add(settings.guidance)
+    return identity.text()
+
+
+def of_subject(subject: Subject) -> str:
+    """All that the subject's effect depends on."""
+    identity = Identity().add(subject.picture, subject.latent, subject.noise_seed)
+    identity.add("no mask" if subject.mask is None else subject.mask)
+    for cross, more in subject.caption or []:
+        identity.add(cross, *([] if more.get("pooled_output") is None else [more["pooled_output"]]))
+    encoding = subject.encoding
+    if encoding is not None:
+        identity.add(encoding.tokens, *([] if encoding.without is None else [encoding.without]))
+    return identity.text()
+
+
+def _look_at_patch(identity: Identity, patch: Any) -> None:
+    if isinstance(patch, comfy.weight_adapter.WeightAdapterBase):
+        identity.add(patch.name)
+        patch = patch.weights
+    if isinstance(patch, Tensor):
+        identity.look_at("", patch)
+    elif isinstance(patch, (tuple, list)):
+        for part in patch:
+            _look_at_patch(identity, part)
+    else:
+        identity.add(patch)

@@ -1,0 +1,129 @@
+"""Regular pictures (section 3.3): the host draws what resembles the subject, so that only what tells it apart is left.
+
+They come from the model as it is, self-subject attention without a mask and the subject's own caption; each from its
+own seed, so that any number of them begins with the same ones. Kept on disk by what they depend on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..bank import ReferenceBank
+from ..subject import Subject
+from . import identity
+from .memory import BankKeeper
+from .sampling import KEY, AppliedSubject, with_encoder, with_settings, with_subject
+from .subject_encoder_attention import AppliedEncoder
+from .tuning_files import read, regular_folder, write
+
+STEPS, CFG, SAMPLER, SCHEDULER = 20, 5.0, "dpmpp_2m", "karras"
+REFERENCE_WEIGHT = 3.0  # w_ref where the model does not carry the subject already
+ENCODER_STRENGTH = 0.2  # beta where it does not, and the subject is encoded
+SETS_KEPT = 64  # of regular pictures on disk; the one not used for longest goes first
+
+Drawn = Callable[[int, int], None]
+"""(pictures there, pictures in all), called before the first one and after each."""
+
+
+def regular_latents(
+    model: ModelPatcher,
+    vae: Any,
+    subject: Subject | None,
+    positive: Any,
+    negative: Any,
+    latent_shape: torch.Size,
+    count: int,
+    drawn: Drawn,
+) -> Tensor:
+    """[count, 2, C, h, w]: latents as the VAE gives them, each plain and of the flipped picture.
+
+    subject: what they shall resemble; None draws the bare text (plain DreamBooth's prior).
+    """
+    key = _key(model, vae, subject, positive, negative, latent_shape)
+    folder = regular_folder(key)
+    drawing = model if subject is None else _resembling(model, subject)
+    found: list[Tensor] = []
+    for i in range(count):
+        drawn(i, count)
+        path = folder / f"{i:04}.safetensors"
+        kept = read(path)
+        pair = None if kept is None else kept[0].get("latents")
+        if pair is None or pair.shape != (2, *latent_shape[1:]) or not torch.isfinite(pair).all():
+            pair = _draw(drawing, vae, positive, negative, latent_shape, f"{key}:{i}")
+            write(path, {"latents": pair}, {})
+        found.append(pair)
+    if count:
+        drawn(count, count)
+        _forget_oldest(folder)
+    return torch.stack(found) if found else torch.empty(0, 2, *latent_shape[1:])
+
+
+def flipped_pair(vae: Any, latent: Tensor, picture: Tensor) -> Tensor:
+    """[2, C, h, w]: the latent and that of the flipped picture [1, H, W, 3], on the CPU."""
+    return torch.cat([latent, vae.encode(picture.flip(2)[..., :3])]).float().cpu()
+
+
+def draw(
+    model: ModelPatcher, positive: Any, negative: Any, latent_shape: torch.Size, seed: int, steps: int = STEPS
+) -> Tensor:
+    """One latent [1, C, h, w] by the host's sampler, as its KSampler does it."""
+    empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(latent_shape))
+    noise = comfy.sample.prepare_noise(empty, seed)
+    return comfy.sample.sample(
+        model, noise, steps, CFG, SAMPLER, SCHEDULER, positive, negative, empty, disable_pbar=True, seed=seed
+    )
+
+
+def _draw(model: ModelPatcher, vae: Any, positive: Any, negative: Any, latent_shape: torch.Size, name: str) -> Tensor:
+    latent = draw(model, positive, negative, latent_shape, int(identity.Identity().add(name).text()[:15], 16))
+    return flipped_pair(vae, latent, vae.decode(latent).clamp(0, 1))
+
+
+def _resembling(model: ModelPatcher, subject: Subject) -> ModelPatcher:
+    """The model with self-subject attention, every mask off, and the subject encoder where the subject is encoded.
+
+    What the model carries of either already is taken in place of the subject at its usual strength.
+    """
+
+    def unmasked(applied: AppliedSubject) -> AppliedSubject:
+        bank = ReferenceBank()
+        return replace(applied, subject=replace(applied.subject, mask=None, bank=bank, keeper=BankKeeper(bank)))
+
+    settings = model.get_attachment(KEY)
+    if settings is None or not settings.subjects:
+        model = with_subject(model, AppliedSubject(subject, REFERENCE_WEIGHT))
+    if subject.encoding is not None and (settings is None or not settings.encoders):
+        model = with_encoder(model, AppliedEncoder(subject, ENCODER_STRENGTH))
+    return with_settings(model, lambda s: replace(s, subjects=tuple(map(unmasked, s.subjects))))
+
+
+def _key(
+    model: ModelPatcher, vae: Any, subject: Subject | None, positive: Any, negative: Any, latent_shape: torch.Size
+) -> str:
+    key = identity.Identity().add(identity.of_model(model), identity.of_patches(model))
+    key.add(identity.of_network(vae.first_stage_model), tuple(latent_shape))
+    for cross, more in (*positive, *negative):
+        key.add(cross, *([] if more.get("pooled_output") is None else [more["pooled_output"]]))
+    key.add("class" if subject is None else [identity.of_subject(subject), REFERENCE_WEIGHT, ENCODER_STRENGTH])
+    return key.add(STEPS, CFG, SAMPLER, SCHEDULER).text()[:32]
+
+
+def _forget_oldest(used: Path) -> None:
+    """Keep the folder of regular pictures bounded. A set counts as used when its folder's time is set."""
+    try:
+        used.touch()
+        sets = sorted(used.parent.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for folder in sets[SETS_KEPT:]:
+            for file in folder.glob("*.safetensors"):
+                file.unlink()
+            folder.rmdir()
+    except OSError:
+        pass  # an untidy folder is no reason to stop a tuning

@@ -1,0 +1,154 @@
+"""Saved subjects in the host: the files in models/subjects, and their rights in the pictures made with them."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+
+from ..bank import ReferenceBank
+from ..saved_subject import OwnedSubject, Rights, SavedSubject, from_file, saved, to_file
+from ..subject import Subject
+from ..tuned_subject import TunedSubject
+from .memory import BankKeeper
+from .subject_encoder import LoadedEncoder, SubjectEncoding
+from .tuning_files import TuningFiles, checked_name, file_hash, read, write
+
+FOLDER = "subjects"
+SUFFIX = ".safetensors"
+METADATA = "dreamtuner_subjects"  # key in a picture's metadata
+NUMBERED = 1000  # files of one name
+NO_RIGHTS = Rights()  # nothing is known of them
+
+log = logging.getLogger(__name__)
+
+
+def subject_names() -> list[str]:
+    """The files in every folder that the host has for saved subjects, extra_model_paths included."""
+    _register_folder()
+    return [name for name in folder_paths.get_filename_list(FOLDER) if name.endswith(SUFFIX)]
+
+
+def subject_path(name: str) -> Path:
+    """Where that file is. Raises ValueError for a name that is none of `subject_names`."""
+    path = folder_paths.get_full_path(FOLDER, name) if name in subject_names() else None
+    if path is None:
+        raise ValueError(
+            f"there is no '{name!s:.80}' in models/{FOLDER}; choose one of the list, or put the file there."
+        )
+    return Path(path)
+
+
+def _register_folder() -> None:
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+def save_subject(
+    subject: Subject, name: str, tuned: TunedSubject | None = None, rights: Rights = NO_RIGHTS, caption_text: str = ""
+) -> Path:
+    """Write the subject; gives the file. A name that is taken by another subject gets a number, as the host's do.
+
+    tuned: what was learned of this very subject. Raises ValueError for a bad name, or where the disk refuses.
+    """
+    name = checked_name(name)
+    if tuned is not None and not torch.equal(tuned.subject.latent.cpu(), subject.latent.cpu()):
+        raise ValueError("the tuned_subject was tuned on another subject; link the subject that it was tuned on.")
+    if rights == NO_RIGHTS and isinstance(subject, OwnedSubject):
+        rights = subject.rights
+    tensors, metadata = to_file(saved(subject, tuned, rights, caption_text))
+    _register_folder()
+    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    for number in range(1, NUMBERED):
+        path = folder / f"{name if number == 1 else f'{name}_{number:05}'}{SUFFIX}"
+        if not path.exists():
+            write(path, tensors, metadata)
+            return path
+        found = read(path)
+        if found is not None and found[1] == metadata and _same(found[0], tensors):
+            return path
+    raise ValueError(f"there are {NUMBERED} subjects of the name '{name}' already; take another name.")
+
+
+def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def load_subject(name: str, encoder: LoadedEncoder | None = None) -> tuple[OwnedSubject, TunedSubject | None]:
+    """The subject in that file, of the very effect that it had, and what was learned of it.
+
+    encoder: the subject encoder that the file's tokens are of; without it the subject has none. Raises ValueError for
+    a file that is no whole subject, or an encoder of another name.
+    """
+    content, bank = from_file(subject_path(name)), ReferenceBank()
+    caption = content.caption and [[content.caption[0], {"pooled_output": content.caption[1]}]]
+    subject = OwnedSubject(
+        content.picture,
+        content.mask,
+        content.latent,
+        caption,
+        content.noise_seed,
+        bank,
+        BankKeeper(bank),
+        _encoding(content, encoder),
+        name.removesuffix(SUFFIX),
+        content.rights,
+        content.caption_text,
+    )
+    if content.tuning is None:
+        return subject, None
+    tuned = TunedSubject(subject, **content.tuning, words=content.words)
+    _look_for_lora(tuned)
+    return subject, tuned
+
+
+def _encoding(content: SavedSubject, encoder: LoadedEncoder | None) -> SubjectEncoding | None:
+    if content.encoding is None:
+        return None
+    if encoder is None:
+        log.warning("DreamTuner: the subject was encoded with '%s', which is not linked", content.encoder_name)
+        return None
+    if encoder.name != content.encoder_name:
+        raise ValueError(
+            f"the subject was encoded with '{content.encoder_name[:80]}', but the linked subject_encoder is "
+            f"'{encoder.name}'; link the one that it was encoded with, or none."
+        )
+    return SubjectEncoding(encoder, *content.encoding)
+
+
+def _look_for_lora(tuned: TunedSubject) -> None:
+    """Say so in the log where the tuned subject's LoRA is missing, or another file of its name."""
+    try:
+        path = TuningFiles(checked_name(tuned.name)).lora
+    except ValueError:
+        return
+    if not path.is_file():
+        log.warning("DreamTuner: the LoRA '%s' of this subject is not in models/loras", tuned.name)
+    elif file_hash(path) != tuned.lora_hash:
+        log.warning("DreamTuner: loras/%s is not the file that this subject was saved with", path.name)
+
+
+def tell_rights(subject: Subject, prompt: dict[str, Any] | None, extra_pnginfo: dict[str, Any] | None) -> None:
+    """Write the subject's rights where the host's save nodes take a picture's metadata from.
+
+    prompt: the graph as it was queued, to whose LoadSubject it is noted beside the inputs; extra_pnginfo: what the page
+    sent along. Either may be None, for a caller may send neither.
+    """
+    if not isinstance(subject, OwnedSubject) or subject.rights == NO_RIGHTS:
+        return
+    told = {"subject": subject.name, **vars(subject.rights)}
+    if isinstance(extra_pnginfo, dict):
+        known = extra_pnginfo.setdefault(METADATA, [])
+        if told not in known:
+            known.append(told)
+    for node in (prompt or {}).values():
+        if node.get("class_type") == "DreamTunerLoadSubject" and node["inputs"].get("file") == subject.name + SUFFIX:
+            node.setdefault("_meta", {})[METADATA] = told
+
+
+def today() -> datetime.date:
+    return datetime.datetime.now().astimezone().date()

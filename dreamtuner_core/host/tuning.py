@@ -1,0 +1,227 @@
+"""Subject tuning in the host (section 3.3): regular pictures, a few hundred steps, and files for everybody.
+
+The order of things, each of which can be stopped and gone on with: see whether the work is done already, draw what
+regular pictures are missing, take the steps that are missing, write the files, and load them as the host loads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..subject import Subject
+from ..tuned_subject import TunedSubject
+from ..tuning.config import TuningConfig, milestones
+from ..tuning.pairs import Pairs
+from ..tuning.report import report
+from . import identity
+from .regular_pictures import flipped_pair, regular_latents
+from .tuning_files import SETTINGS, TuningFiles, checked_name, file_hash, read, settings_of
+from .tuning_network import parametrisation
+from .tuning_progress import Progress
+from .tuning_run import SAMPLE_SEEDS, Training, embedding_key, samples_of
+from .tuning_text import ClassTexts, tokenize
+from .unet import self_attentions
+
+
+class Tuned(NamedTuple):
+    """What a tuning gives. report: [1, H, W, 3] in 0..1."""
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    subject: TunedSubject
+    report: Tensor
+
+
+def tune_subject(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: Any,
+    subject: Subject,
+    class_word: str,
+    name: str,
+    config: TuningConfig,
+    node_id: str | None = None,
+) -> Tuned:
+    """Tune, or go on tuning, or take what is there. Raises ValueError, in one sentence, for what cannot be done.
+
+    Unchanged settings never train again; more steps go on from where the name's tuning ended.
+    """
+    job = Job(model, clip, vae, subject, class_word, name, config, node_id)
+    finished, begun = (settings_of(path).get("steps", 0) for path in (job.files.lora, job.files.state))
+    if max(finished, begun) > config.steps:
+        raise ValueError(
+            f"'{job.files.name}' has learned {max(finished, begun)} steps already, and {config.steps} are asked for; "
+            f"take another name, or set steps to {max(finished, begun)} or more."
+        )
+    if finished < config.steps or not job.files.embedding.exists():
+        job.train()
+    return job.result()
+
+
+class Job:
+    """One tuning of one name, from its settings to its files."""
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        clip: comfy.sd.CLIP,
+        vae: Any,
+        subject: Subject,
+        class_word: str,
+        name: str,
+        config: TuningConfig,
+        node_id: str | None = None,
+    ) -> None:
+        _check_fit(model, clip, vae, subject)
+        self.model, self.clip, self.vae, self.subject = model, clip, vae, subject
+        self.files, self.texts = TuningFiles(checked_name(name)), ClassTexts(clip, class_word)
+        self.device = model.load_device
+        self.config = replace(config, precision=_precision(config.precision, self.device))
+        self.parametrisation = parametrisation(model.get_model_object("model_sampling"))
+        self.progress = Progress(node_id, self.config)
+        self.key = self._key()
+        self.files.check(self.key)
+
+    def _key(self) -> str:
+        """Of everything that the outcome depends on, the number of steps apart."""
+        key = identity.Identity().add(self.config.outcome(), self.texts.class_word)
+        key.add(identity.of_model(self.model), identity.of_patches(self.model))
+        key.add(identity.of_model(self.clip.patcher), self.clip.layer_idx)
+        return key.add(identity.of_network(self.vae.first_stage_model), identity.of_subject(self.subject)).text()
+
+    # --- the steps ---------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Take the steps that are missing, and write the files. What was learned outlives any end of it."""
+        try:
+            pairs = self.pairs()
+            with Training(self, pairs) as training:
+                try:
+                    training.run()
+                except BaseException as error:
+                    where = training.keep()
+                    if where and isinstance(error, comfy.model_management.InterruptProcessingException):
+                        self.progress.say(where)
+                    raise
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            raise ValueError(self._out_of_memory()) from error
+        self.progress.say(f"done: loras/{self.files.lora.name}, embeddings/{self.files.embedding.name}")
+
+    def pairs(self) -> Pairs:
+        """The latents of the reference and of the regular pictures, cached; as the U-Net takes them."""
+        nothing = self._encoded("")
+        text = f"a {self.texts.class_word}"
+        resembling = self.config.regular_from == "subject"
+        caption = self.subject.caption if resembling else None
+        if caption is None or _same_text(caption, nothing):
+            caption = self._encoded(text)
+        regular = regular_latents(
+            self.model,
+            self.vae,
+            self.subject if resembling else None,
+            caption,
+            nothing,
+            self.subject.latent.shape,
+            self.config.regular_pictures,
+            self.progress.regular,
+        )
+        scale = self.model.model.process_latent_in
+        reference = flipped_pair(self.vae, self.subject.latent, self.subject.picture)
+        with torch.inference_mode(False):
+            mask = self._mask()
+            return Pairs(scale(reference.clone()), scale(regular.clone()), mask)
+
+    def _encoded(self, text: str) -> Any:
+        return self.clip.encode_from_tokens_scheduled(tokenize(self.clip, text))
+
+    def _mask(self) -> Tensor | None:
+        """[2, 1, h, w]: the subject on the latent's grid, plain and flipped."""
+        if self.subject.mask is None:
+            return None
+        height, width = self.subject.latent.shape[-2:]
+        mask = F.adaptive_avg_pool2d(self.subject.mask.float(), (height, width))
+        return torch.stack([mask, mask.flip(-1)]).clone()
+
+    def _out_of_memory(self) -> str:
+        height, width = self.subject.picture.shape[1:3]
+        ways = [
+            "" if self.config.gradient_checkpointing else "turn gradient_checkpointing on",
+            "set method to lora" if self.config.method == "full" else "",
+            "turn text_encoder off" if self.config.text_encoder else "",
+            "set precision to bf16" if self.config.precision == "fp32" and self.device.type == "cuda" else "",
+            "lower the rank" if self.config.rank > 8 and self.config.method == "lora" else "",
+            "encode the subject at a smaller resolution",
+        ]
+        return f"there is not enough memory to tune at {width}x{height}; {', or '.join(filter(None, ways))}."
+
+    # --- the files ---------------------------------------------------------------------------------------------------
+
+    def settings(self, **more: Any) -> dict[str, str]:
+        """Metadata of a file of this tuning."""
+        settings = {"key": self.key, "class_word": self.texts.class_word, **more, "config": asdict(self.config)}
+        return {SETTINGS: json.dumps(settings, ensure_ascii=False)}
+
+    def result(self) -> Tuned:
+        """The files as the host's own nodes load them."""
+        lora = comfy.utils.load_torch_file(str(self.files.lora), safe_load=True)
+        model, clip = comfy.sd.load_lora_for_models(self.model, self.clip, lora, 1.0, 1.0)
+        words, _ = read(self.files.embedding) or ({}, {})
+        state, _ = read(self.files.state) or ({}, {})
+        samples = samples_of(state)
+        asked = milestones(self.config.steps) if samples else []
+        shown = {min(samples, key=lambda step: abs(step - milestone)) for milestone in asked}
+        title = f"{self.files.name}: a {self.texts.class_word}, {self.config.steps} steps, {self.config.method}"
+        columns = [f"a {self.texts.class_word} {self.files.name}"] * len(SAMPLE_SEEDS) + [f"a {self.texts.class_word}"]
+        losses = state["losses"].tolist() if "losses" in state else []
+        return Tuned(
+            model,
+            clip,
+            TunedSubject(
+                self.subject,
+                self.texts.class_word,
+                self.files.name,
+                file_hash(self.files.lora),
+                self.config.steps,
+                _words(words, self.texts.words),
+            ),
+            report(title, losses, {step: samples[step] for step in shown}, columns),
+        )
+
+
+def _check_fit(model: ModelPatcher, clip: Any, vae: Any, subject: Subject) -> None:
+    self_attentions(model)
+    channels, expected = subject.latent.shape[1], model.model.latent_format.latent_channels
+    if subject.latent.ndim != 4 or channels != expected:
+        raise ValueError(
+            f"the subject's latent has {channels} channels, but this model works on {expected}; encode the subject "
+            "with the VAE of this model's own checkpoint."
+        )
+    for what, thing, needed in (("clip", clip, "patcher"), ("vae", vae, "first_stage_model")):
+        if getattr(thing, needed, None) is None:
+            raise ValueError(f"expected the {what} of the model's own checkpoint, but got {type(thing).__name__}.")
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.type != "cpu" and comfy.model_management.should_use_bf16(device) else "fp32"
+
+
+def _same_text(caption: Any, other: Any) -> bool:
+    return caption[0][0].shape == other[0][0].shape and torch.equal(caption[0][0].cpu(), other[0][0].cpu())
+
+
+def _words(found: Mapping[str, Tensor], names: Mapping[str, Any]) -> dict[str, Tensor]:
+    """S* of an embedding's file, by the text encoder's name."""
+    return {name: found[embedding_key(name, len(names))][0] for name in names}

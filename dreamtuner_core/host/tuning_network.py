@@ -1,0 +1,279 @@
+"""U-Net and text encoder as a tuning trains them: the host's weight adapters on its own modules, for a while.
+
+The host keeps its weights as inference tensors, which autograd cannot save, and casts, offloads and patches them as
+modules run. Its weight wrappers come last of all that and get a fresh copy; so each wrapped weight here is detached,
+and, where it is trained, adapted. Nothing of the model itself is changed, and `on_host` takes every wrapper off again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import comfy.ldm.modules.attention as host
+import comfy.lora
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.utils
+import torch
+import torch.utils.checkpoint
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP, add_wrapper
+from comfy.weight_adapter import LoRAAdapter
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from ..tuning.losses import EPS, V
+from ..tuning.pairs import generator
+from .attention import Options
+from .sampling import KEY
+from .tuning_text import Text
+from .unet import Layer
+
+Wrapper = Callable[[Tensor], Tensor]
+DIFFERENTIABLE = {f"attention_{kind}" for kind in ("pytorch", "basic", "sub_quad", "split", "xformers")}
+
+
+def parametrisation(sampling: nn.Module) -> str:
+    """What the network predicts, from the model's sampling. Raises ValueError for neither eps nor v."""
+    others = (comfy.model_sampling.EDM, comfy.model_sampling.X0)
+    if isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(sampling, others):
+        return V if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else EPS
+    raise ValueError(
+        f"expected a model that predicts {EPS} or {V}, but this one's sampling is "
+        f"{', '.join(base.__name__ for base in type(sampling).__mro__[1:3])}; link the checkpoint's own model."
+    )
+
+
+class Adapters:
+    """What is trained of one network, and how it is called in a LoRA file.
+
+    parameters: by name in the file's own terms. Each kind of adapter adds its own.
+    """
+
+    def __init__(self, patcher: ModelPatcher, dtype: torch.dtype | None, device: torch.device) -> None:
+        self.patcher, self.device = patcher.clone(), device
+        self.parameters: dict[str, Parameter] = {}
+        self.alphas: dict[str, int] = {}
+        self.wrappers: dict[str, Wrapper] = {}
+        if dtype is not None:
+            self.patcher.set_model_compute_dtype(dtype)
+
+    def add_lora(self, file_key: str, key: str, rank: int, seed: int) -> None:
+        """The host's LoRA on that weight, of no effect at first; drawn from (seed, key) alone."""
+        weight = comfy.utils.get_attr(self.patcher.model, key)
+        rows, columns = weight.shape[0], weight.shape[1:].numel()
+        down = (2 * torch.rand(rank, columns, generator=generator("lora", seed, key)) - 1) / columns**0.5
+        with torch.random.fork_rng(devices=[]):  # the host's layers draw weights of their own first
+            adapter = LoRAAdapter(set(), (torch.zeros(rows, rank), down, float(rank), None, None, None)).to_train()
+        adapter.to(self.device).requires_grad_(False)
+        for part in ("up", "down"):
+            parameter = getattr(adapter, f"lora_{part}").weight.requires_grad_(True)
+            self.parameters[f"{file_key}.lora_{part}.weight"] = parameter
+        self.alphas[f"{file_key}.alpha"] = rank
+        self.wrappers[key] = adapter
+
+    def add_difference(self, file_key: str, key: str) -> None:
+        """The whole weight (or bias), as its difference from what it was."""
+        weight = comfy.utils.get_attr(self.patcher.model, key)
+        name = f"{file_key}.{'diff_b' if key.endswith('.bias') else 'diff'}"
+        difference = self.parameters[name] = Parameter(torch.zeros(weight.shape, device=self.device))
+        self.wrappers[key] = lambda weight: (weight + difference).to(weight.dtype)
+
+    def attach(self) -> None:
+        """Hang the wrappers on the patcher; every other weight is only detached."""
+        for name, module in self.patcher.model.named_modules():
+            if not hasattr(module, "weight_function") or isinstance(module, nn.Embedding):
+                continue
+            for part in ("weight", "bias"):
+                if getattr(module, part, None) is not None:
+                    key = f"{name}.{part}"
+                    adapted = _detached(module, self.wrappers.get(key), part, self.device)
+                    self.patcher.add_weight_wrapper(key, adapted)
+
+    def saved(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """What a LoRA file holds of it."""
+        tensors = {name: p.detach().to("cpu", dtype, copy=True) for name, p in self.parameters.items()}
+        return tensors | {name: torch.tensor(float(alpha)) for name, alpha in self.alphas.items()}
+
+
+def _detached(module: nn.Module, adapted: Wrapper | None, part: str, device: torch.device) -> Wrapper:
+    scaled = part == "weight" and hasattr(module, "convert_weight")  # scaled fp8: what is stored is weight / scale
+
+    def fresh(weight: Tensor) -> Tensor:
+        weight = weight.detach()
+        if adapted is None:
+            return weight
+        here, weight = weight.device, weight.to(device)  # a module that is offloaded may compute elsewhere
+        if not scaled:
+            return adapted(weight).to(here)
+        scale = cast(Tensor, module.scale_weight).to(weight)
+        return (adapted(weight * scale) / scale).to(here)
+
+    return fresh
+
+
+def unet_adapters(
+    model: ModelPatcher, method: str, rank: int, seed: int, dtype: torch.dtype, device: torch.device
+) -> Adapters:
+    """LoRA on every projection of the transformers, or the difference of every weight.
+
+    The network alone learns and draws its samples: a subject that the model looks at is for what comes after.
+    """
+    adapters = Adapters(model, dtype, device)
+    adapters.patcher.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    keys = unet_file_keys(model.model)
+    if method == "lora":
+        for key in transformer_weights(model.model):
+            adapters.add_lora(keys[key], key, rank, seed)
+    else:
+        _add_differences(adapters, {f"diffusion_model.{name}" for name in model.model.diffusion_model.state_dict()})
+    adapters.attach()
+    return adapters
+
+
+def text_adapters(clip: Any, method: str | None, rank: int, seed: int, device: torch.device) -> Adapters:
+    """The same of the text encoders; method None trains nothing of them (S* alone passes through)."""
+    adapters = Adapters(clip.patcher, None, device)
+    network = clip.cond_stage_model
+    if method == "lora":
+        for key, file_key in text_file_keys(network).items():
+            adapters.add_lora(file_key, key, rank, seed)
+    elif method == "full":
+        layers = {name for name in network.state_dict() if ".encoder.layers." in name}
+        _add_differences(adapters, layers, "text_encoders.")
+    adapters.attach()
+    return adapters
+
+
+def _add_differences(adapters: Adapters, keys: set[str], prefix: str = "") -> None:
+    for key in sorted(keys):
+        module, part = key.rpartition(".")[::2]
+        if part in ("weight", "bias") and hasattr(
+            comfy.utils.get_attr(adapters.patcher.model, module), "weight_function"
+        ):
+            adapters.add_difference(prefix + module, key)
+
+
+def transformer_weights(model: comfy.model_base.BaseModel) -> list[str]:
+    """Keys of the projections in the U-Net's transformers: what LoRA trainers train by custom."""
+    return [
+        f"diffusion_model.{block}.{name}.weight"
+        for block, transformer in model.diffusion_model.named_modules()
+        if isinstance(transformer, host.SpatialTransformer)
+        for name, module in transformer.named_modules()
+        if hasattr(module, "weight_function") and getattr(module, "weight", torch.empty(0)).ndim >= 2
+    ]
+
+
+def unet_file_keys(model: comfy.model_base.BaseModel) -> dict[str, str]:
+    """LoRA file name of each weight, as other tools write them: diffusers' names for SD1.x and SD2.x, the
+    checkpoint's own for SDXL. The host reads both."""
+    own = isinstance(model, comfy.model_base.SDXL)
+    names: dict[str, str] = {}
+    for name, key in comfy.lora.model_lora_keys_unet(model, {}).items():
+        if name.startswith("lora_unet_") and (key not in names or not own):
+            names[key] = name  # the host lists the checkpoint's own names first
+    return names
+
+
+def text_file_keys(network: nn.Module) -> dict[str, str]:
+    """LoRA file name of each projection of the text encoders: lora_te_ for one encoder, lora_te1_ and lora_te2_."""
+    names: dict[str, str] = {}
+    for name, key in comfy.lora.model_lora_keys_clip(network, {}).items():
+        if name.startswith("lora_te") and ".encoder.layers." in key:
+            names.setdefault(key, name)
+            if hasattr(network, "clip_l") and hasattr(network, "clip_g") and not name.startswith("lora_te_"):
+                names[key] = name
+    return names
+
+
+@contextmanager
+def on_host(networks: Sequence[Adapters]) -> Iterator[None]:
+    """The networks out of inference mode, and without a trace of the wrappers afterwards.
+
+    In training mode too: by that the host's fp8 layers know that what they compute must have a gradient.
+    """
+    training = {module: module.training for adapters in networks for module in adapters.patcher.model.modules()}
+    try:
+        for module in training:
+            module.training = True
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for module, before in training.items():
+            module.training = before
+        for adapters in networks:
+            adapters.patcher.detach()
+            for module in adapters.patcher.model.modules():
+                comfy.model_patcher.wipe_lowvram_weight(module)
+
+
+@contextmanager
+def recomputed(network: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing: for a while each block keeps its input alone, and is computed again on the way back."""
+    blocks = [m for m in network.modules() if type(m).__name__ == "ResBlock" or isinstance(m, host.SpatialTransformer)]
+
+    def twice(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            if not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            return torch.utils.checkpoint.checkpoint(
+                forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+            )
+
+        return run
+
+    try:
+        for block in blocks:
+            block.forward = twice(block.forward)
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def predict(
+    model: comfy.model_base.BaseModel, noisy: Tensor, sigma: Tensor, texts: Sequence[Text], layers: Sequence[Layer]
+) -> Tensor:
+    """What the network says of each row [B, C, h, w], in its own parametrisation, before the host makes x0 of it.
+
+    noisy: [B, C, h, w]; sigma: [B]; texts: one for each row; layers: the U-Net's.
+    """
+    said: list[Tensor] = []
+
+    def listen(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        said.append(executor(*args, **kwargs))
+        return said[-1]
+
+    options: Options = {"sigmas": sigma, "cond_or_uncond": [0] * len(texts), **_differentiable(layers)}
+    add_wrapper(WrappersMP.DIFFUSION_MODEL, listen, options)
+    model.apply_model(noisy, sigma, **_told(model, noisy, texts), transformer_options=options)
+    return said[0].float()
+
+
+def _differentiable(layers: Sequence[Layer]) -> Options:
+    """Torch's attention in every layer, where the kernel that the host was told to use knows no way back."""
+    if host.optimized_attention.__name__ in DIFFERENTIABLE:
+        return {}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+        return host.attention_pytorch(q, k, v, options["n_heads"], attn_precision=options["attn_precision"])
+
+    return {"patches_replace": {kind: dict.fromkeys(layers, attend) for kind in ("attn1", "attn2")}}
+
+
+def _told(model: comfy.model_base.BaseModel, noisy: Tensor, texts: Sequence[Text]) -> dict[str, Tensor]:
+    """What the U-Net is told of each row: the text, SDXL's y, an inpainting model's channels."""
+    blank = torch.zeros_like(noisy[:1])
+    size = {"width": 8 * noisy.shape[-1], "height": 8 * noisy.shape[-2]}
+    told: dict[str, list[Tensor]] = {}
+    for text in texts:
+        given = {"noise": blank, "latent_image": blank, "device": noisy.device, "prompt_type": "positive", **size}
+        conds = model.extra_conds(**given, cross_attn=text.cross.to(noisy.device), pooled_output=text.pooled)
+        for name, cond in conds.items():
+            told.setdefault(name, []).append(cond.process_cond(batch_size=1, device=noisy.device, area=None).cond)
+    return {name: torch.cat(rows) for name, rows in told.items()}

@@ -1,0 +1,62 @@
+"""How far a tuning is: the host's progress bar with the newest sample, and a line that says what is left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+
+import comfy.utils
+from PIL import Image
+from torch import Tensor
+
+from ..tuning.config import TuningConfig
+
+PREVIEW_SIDE = 512  # pixels; the longer side of a preview
+REGULAR_SHARE = 5  # about what one regular picture takes, in steps
+RECENT = 20  # steps from which the time of a step is taken
+
+
+class Progress:
+    """One bar over regular pictures and steps. node_id: whose line of text; None writes none."""
+
+    def __init__(self, node_id: str | None, config: TuningConfig) -> None:
+        self.node_id, self.steps = node_id, config.steps
+        self.before_steps = REGULAR_SHARE * config.regular_pictures
+        self.bar = comfy.utils.ProgressBar(self.before_steps + config.steps)
+        self.times: deque[float] = deque(maxlen=RECENT + 1)
+        self.last_shown: int | None = None
+
+    def regular(self, done: int, of: int) -> None:
+        """So many regular pictures are there."""
+        self.times.append(time.monotonic())
+        self.bar.update_absolute(REGULAR_SHARE * done)
+        self.say(f"regular picture {done} of {of}{self._left(of - done, ' for these')}")
+        if done == of:
+            self.times.clear()
+
+    def step(self, step: int, loss: float, sample: Tensor | None) -> None:
+        """So many steps are taken. sample: [3, h, w, 3] in 0..255, shown beside the bar."""
+        self.times.append(time.monotonic())
+        self.bar.update_absolute(self.before_steps + step, preview=_preview(sample))
+        self.say(f"step {step} of {self.steps}, loss {loss:.4f}{self._left(self.steps - step)}")
+
+    def say(self, text: str) -> None:
+        """A line under the node, where a server runs."""
+        server = sys.modules.get("server")  # the host's; there is none where its nodes run without one
+        running = getattr(getattr(server, "PromptServer", None), "instance", None)
+        if running is not None and self.node_id is not None:
+            running.send_progress_text(text, self.node_id)
+
+    def _left(self, count: int, of: str = "") -> str:
+        """Of the median of the last ones: a sample or a checkpoint between them is no step."""
+        if len(self.times) < 3 or count == 0:
+            return ""
+        gaps = sorted(later - earlier for earlier, later in zip(self.times, list(self.times)[1:], strict=False))
+        seconds = round(gaps[len(gaps) // 2] * count)
+        return f", {seconds // 60} min {seconds % 60} s left{of}" if seconds >= 60 else f", {seconds} s left{of}"
+
+
+def _preview(sample: Tensor | None) -> tuple[str, Image.Image, int] | None:
+    """In the form that the host sends to the page: the first picture of the newest sample."""
+    return None if sample is None else ("JPEG", Image.fromarray(sample[0].numpy()), PREVIEW_SIDE)

@@ -1,0 +1,198 @@
+"""One tuning under way in the host: networks, steps, samples, and the state on disk that survives any end of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..tuning.config import milestones
+from ..tuning.loop import Group, Tuning
+from ..tuning.pairs import Pairs
+from .regular_pictures import draw
+from .tuning_files import TuningFiles, read, settings_of, write
+from .tuning_network import on_host, predict, recomputed, text_adapters, unet_adapters
+from .tuning_text import Text, Tokens, tokenize
+from .unet import self_attentions
+
+if TYPE_CHECKING:
+    from .tuning import Job
+
+SAMPLE_SEEDS = (1, 2)  # of the report's pictures of the subject; the first one also draws the bare class
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STATE_OF_FULL = ("losses", "samples.")  # what stays of a finished full tuning: the rest is gigabytes
+
+log = logging.getLogger(__name__)
+
+
+class Training:
+    """The networks while they learn; a context that leaves them as they were."""
+
+    def __init__(self, job: Job, pairs: Pairs) -> None:
+        self.job, self.config, self.texts = job, job.config, job.texts
+        config = self.config
+        self.exits = ExitStack()
+        with torch.inference_mode(False):
+            self.unet = unet_adapters(
+                job.model, config.method, config.rank, config.seed, PRECISIONS[config.precision], job.device
+            )
+            device, method = job.clip.patcher.load_device, config.method if config.text_encoder else None
+            self.text = text_adapters(job.clip, method, config.rank, config.seed, device)
+            words = {name: Parameter(word.to(device, copy=True)) for name, word in self.texts.words.items()}
+            self.texts.words.update(words)
+            sigmas = job.model.get_model_object("model_sampling").sigmas
+            self.tuning = Tuning(
+                config,
+                [
+                    Group(self.unet.parameters, config.rate),
+                    Group(self.text.parameters, config.rate),
+                    *(
+                        Group({f"word.{name}": word}, config.word_rate * self.texts.scales[name])
+                        for name, word in words.items()
+                    ),
+                ],
+                pairs,
+                torch.tensor(sigmas.tolist()),
+                job.parametrisation,
+                self._predict,
+                job.device,
+            )
+        self.latent_shape = torch.Size((1, *pairs.reference.shape[1:]))
+        self.layers = list(self_attentions(job.model))
+        self.samples: dict[int, Tensor] = {}
+        self.saved_at = 0
+        self.class_text: Text | None = None
+
+    def __enter__(self) -> Training:
+        self.exits.enter_context(on_host([self.unet, self.text]))
+        recompute = recomputed(self.unet.patcher.model.diffusion_model)
+        self.exits.enter_context(recompute if self.config.gradient_checkpointing else nullcontext())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.exits.close()
+
+    def run(self) -> None:
+        """From where the state on disk left off to the last step, and to the files."""
+        self._take_up()
+        self.load()
+        rows = milestones(self.config.steps)
+        while True:
+            if self.tuning.step in rows and self.tuning.step not in self.samples:
+                self.samples[self.tuning.step] = self._sample()
+                self.load()
+            if self.tuning.step >= self.config.steps:
+                break
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            loss = self.tuning.advance()
+            self.job.progress.step(self.tuning.step, loss, self._newest_sample())
+            if self.tuning.step % self.config.checkpoint_interval == 0:
+                self._save_state()
+        self._save_state()
+        self._save_result(self.job.files)
+        if self.config.method == "full":
+            self._save_state(only=STATE_OF_FULL)
+
+    def load(self) -> None:
+        """Both networks onto their devices, as far as the host has room beside what learning needs."""
+        model, shape = self.unet.patcher.model, self.latent_shape
+        passes = 3 if self.config.gradient_checkpointing else 12  # of what one picture needs when it is drawn
+        learned = sum(p.numel() for p in self.tuning.parameters.values())
+        needed = passes * model.memory_required([2, *shape[1:]]) + 3 * 4 * learned  # gradient and two moments
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([self.unet.patcher, self.text.patcher], memory_required=needed)
+
+    def _predict(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        texts = [self._encode_with_grad(self.texts.with_word())]
+        if len(noisy) > 1:
+            if self.config.text_encoder or self.class_text is None:
+                self.class_text = self._encode_with_grad(self.texts.tokens)
+            texts.append(self.class_text)
+        return predict(self.unet.patcher.model, noisy, sigma, texts, self.layers)
+
+    def _encode_with_grad(self, tokens: Tokens) -> Text:
+        # The host's CLIP adds in place to what its layer norms have kept for the way back: states of [1, 77, D]
+        kept = torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone() if x.ndim == 3 else x, lambda x: x)
+        with kept:
+            return self.texts.encode(tokens)
+
+    @torch.inference_mode()
+    def _sample(self) -> Tensor:
+        """[3, h, w, 3] in 0..255: the subject twice and the bare class, by the model as it is now."""
+        self.load()
+        texts = [self.texts.with_word()] * len(SAMPLE_SEEDS) + [self.texts.tokens]
+        positives = [self.texts.encode(tokens).conditioning() for tokens in texts]
+        negative = self.texts.encode(tokenize(self.job.clip, "")).conditioning()
+        drawn = []
+        for positive, seed in zip(positives, (*SAMPLE_SEEDS, SAMPLE_SEEDS[0]), strict=True):
+            latent = draw(self.unet.patcher, positive, negative, self.latent_shape, seed)
+            drawn.append((self.job.vae.decode(latent)[0].clamp(0, 1) * 255).round().byte().cpu())
+        return torch.stack(drawn)
+
+    def _newest_sample(self) -> Tensor | None:
+        return self.samples[max(self.samples)] if self.samples else None
+
+    # --- the state on disk -------------------------------------------------------------------------------------------
+
+    def _take_up(self) -> None:
+        """Go on from the state on disk, where it is of these very settings."""
+        found = read(self.job.files.state)
+        if found is None or settings_of(self.job.files.state).get("key") != self.job.key:
+            return
+        state, _ = found
+        if not any(name.startswith("parameter.") for name in state):
+            raise ValueError(
+                f"'{self.job.files.name}' is a finished full tuning, which cannot be gone on with; take another name."
+            )
+        with torch.inference_mode(False):
+            self.tuning.load_state({name: x.clone() for name, x in state.items() if not name.startswith("samples.")})
+        self.samples, self.saved_at = samples_of(state), self.tuning.step
+        if self.tuning.step:
+            log.info("DreamTuner: '%s' goes on at step %d", self.job.files.name, self.tuning.step)
+
+    def _save_state(self, only: tuple[str, ...] = ("",)) -> None:
+        state = self.tuning.state() | {f"samples.{step}": x for step, x in self.samples.items()}
+        state = {name: x for name, x in state.items() if name.startswith(only)}
+        write(self.job.files.state, state, self.job.settings(steps=self.tuning.step))
+        self.saved_at = self.tuning.step
+
+    def _save_result(self, files: TuningFiles) -> None:
+        """The LoRA and the embedding, in the layouts that the host's own nodes read."""
+        kind = torch.float32 if self.config.method == "lora" else torch.float16
+        settings = self.job.settings(steps=self.tuning.step)
+        phrase = {"modelspec.title": files.name, "modelspec.trigger_phrase": f"{self.texts.class_word} {files.name}"}
+        words = {name: word.detach().cpu()[None].clone() for name, word in self.texts.words.items()}  # [1, D]
+        write(files.embedding, {embedding_key(name, len(words)): word for name, word in words.items()}, settings)
+        write(files.lora, self.unet.saved(kind) | self.text.saved(kind), settings | phrase)
+
+    def keep(self) -> str:
+        """Before an early end: write what was learned; says where, or nothing where nothing was learned."""
+        step, name = self.tuning.step, self.job.files.name
+        if step == 0:
+            return ""
+        early = TuningFiles(f"{name}_step{step}")
+        with suppress(ValueError), torch.inference_mode(False):
+            if self.saved_at != step:
+                self._save_state()
+            early.check(self.job.key)
+            self._save_result(early)
+            usable = f"loras/{early.lora.name}, embedding:{early.name}"
+            log.info("DreamTuner: '%s' stopped at step %d; usable now: %s", name, step, usable)
+            return f"stopped at step {step}: queue again to go on, or use {usable}"
+        return ""
+
+
+def samples_of(state: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """The sample pictures in a state, by step: [3, h, w, 3] in 0..255."""
+    return {int(name.removeprefix("samples.")): x for name, x in state.items() if name.startswith("samples.")}
+
+
+def embedding_key(name: str, encoders: int) -> str:
+    """What an embedding's file calls the word of that text encoder: by the encoder where there are several."""
+    return "emb_params" if encoders == 1 else f"clip_{name}"

@@ -1,0 +1,95 @@
+"""The two texts of a tuning, "a <class>" and "a <class> S*", through the host's own tokenizer and text encoder."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import comfy.sd
+import torch
+from comfy.sd1_clip import SDClipModel
+from torch import Tensor
+
+Tokens = dict[str, list[list[tuple[Any, float]]]]
+"""The host's tokens: by tokenizer ("l", "g", "h"), chunks of 77 pairs of a token (id, or an embedding) and a weight."""
+
+CLIP_SCALE = 0.014  # root mean square of CLIP ViT-L/14's token embeddings
+
+
+class Text(NamedTuple):
+    """An encoded text. cross: [1, 77, D]. pooled: [1, P] or None."""
+
+    cross: Tensor
+    pooled: Tensor | None
+
+    def conditioning(self) -> list:
+        """As the host's CONDITIONING."""
+        return [[self.cross, {"pooled_output": self.pooled}]]
+
+
+class ClassTexts:
+    """The class word's texts, with and without S*.
+
+    words: S*, one embedding [D] for each text encoder, by the tokenizer's name; started from the class word, the mean
+    of its tokens' embeddings where it has several. scales: how large those are beside CLIP ViT-L/14's, for which the
+    paper's learning rate of S* is meant (ours).
+    """
+
+    def __init__(self, clip: comfy.sd.CLIP, class_word: str) -> None:
+        """Raises ValueError, in one sentence, for no class word, or a CLIP that is not of our families."""
+        self.clip, self.network = clip, clip.cond_stage_model
+        self.class_word = checked_class_word(class_word)
+        self.tokens: Tokens = tokenize(clip, f"a {self.class_word}")
+        encoders = {name: getattr(self.network, f"clip_{name}", None) for name in self.tokens}
+        if not encoders or not all(isinstance(encoder, SDClipModel) for encoder in encoders.values()):
+            raise ValueError(
+                "expected the CLIP of an SD1.x, SD2.x or SDXL checkpoint, but this one is a "
+                f"{type(self.network).__name__}; link the CLIP that comes with the model."
+            )
+        self.encoders: dict[str, SDClipModel] = encoders
+        if any(len(chunks) != 1 for chunks in self.tokens.values()):
+            raise ValueError("the class word is too long; one or two words are enough, as 'dog' or 'teddy bear'.")
+        rows = {name: self._rows(name) for name in self.tokens}
+        self.words = {name: found.mean(0).clone() for name, found in rows.items()}
+        self.scales = {name: float(found.square().mean().sqrt()) / CLIP_SCALE for name, found in rows.items()}
+
+    def _rows(self, name: str) -> Tensor:
+        """[n, D]: the embeddings of the class word's tokens, on the CPU."""
+        table = self.encoders[name].transformer.get_input_embeddings().weight
+        ids = tokenize(self.clip, self.class_word)[name][0]
+        end = _end(ids, self.encoders[name])
+        return table[torch.tensor([token for token, _ in ids[1:end]])].float().cpu()
+
+    def with_word(self) -> Tokens:
+        """Tokens of "a <class> S*": just what the host makes of "a <class> embedding:<name>"."""
+        tokens: Tokens = {}
+        for name, ((*chunk,),) in self.tokens.items():
+            end = _end(chunk, self.encoders[name])
+            tokens[name] = [[*chunk[:end], (self.words[name], 1.0), *chunk[end:]][: len(chunk)]]
+        return tokens
+
+    def encode(self, tokens: Tokens) -> Text:
+        """Through the text encoder as it stands loaded; differentiable in the words and in its adapters."""
+        self.network.reset_clip_options()
+        if self.clip.layer_idx is not None:
+            self.network.set_clip_options({"layer": self.clip.layer_idx})
+        return Text(*self.network.encode_token_weights(tokens)[:2])
+
+
+def checked_class_word(class_word: str) -> str:
+    """The class word without spaces around it. Raises ValueError for none, or one that is no plain words."""
+    word = " ".join(class_word.split())
+    if not word:
+        raise ValueError("the class word is empty; say what the subject is, as 'dog', 'teapot' or 'backpack'.")
+    if "embedding:" in word.lower() or not word.isprintable():
+        raise ValueError(f"the class word must be plain words, as 'dog', but is {word!r}.")
+    return word
+
+
+def tokenize(clip: comfy.sd.CLIP, text: str) -> Tokens:
+    """The text's tokens; brackets in it are letters, and weigh nothing."""
+    return clip.tokenize(text, disable_weights=True)
+
+
+def _end(chunk: list[tuple[Any, float]], encoder: SDClipModel) -> int:
+    """Where the text ends in its chunk."""
+    return next(i for i, (token, _) in enumerate(chunk) if token == encoder.special_tokens["end"])

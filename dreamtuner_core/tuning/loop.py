@@ -1,0 +1,124 @@
+"""The training loop: one object that takes one step at a time, and can be put away and taken up again.
+
+Everything random comes from (seed, step), the optimiser's state is part of the state, and nothing is kept outside of
+it: so a tuning that is stopped anywhere and resumed takes the very steps that an unbroken one takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from .config import TuningConfig, warm_up
+from .losses import min_snr, pair_loss, row_losses, target
+from .pairs import Pairs
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(noisy [B, C, h, w], sigma [B]) -> what the network says [B, C, h, w]; row 0 is told "a <class> S*", row 1 not."""
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+LARGEST_GRADIENT = 1.0  # norm over all parameters; larger ones are scaled down to it
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate, by name."""
+
+    parameters: Mapping[str, Parameter]
+    rate: float
+
+
+class Tuning:
+    """A tuning in progress.
+
+    groups: what is trained. levels: the model's noise levels [T], rising. parametrisation: "eps" or "v".
+    """
+
+    def __init__(
+        self,
+        config: TuningConfig,
+        groups: list[Group],
+        pairs: Pairs,
+        levels: Tensor,
+        parametrisation: str,
+        predict: Predict,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config, self.pairs, self.levels, self.predict = config, pairs, levels, predict
+        self.parametrisation, self.device = parametrisation, torch.device(device)
+        self.parameters = {name: p for group in groups for name, p in group.parameters.items()}
+        self.rates = [group.rate for group in groups]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(group.parameters.values()), "lr": group.rate} for group in groups], weight_decay=0.0
+        )
+        self.losses: list[float] = []
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+    def advance(self) -> float:
+        """Take one step; gives its loss. An exception from inside leaves the parameters as they were."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * warm_up(self.step)
+        total = 0.0
+        for part in range(self.config.accumulation):
+            loss = self.loss(part)
+            (loss / self.config.accumulation).backward()
+            total += float(loss.detach()) / self.config.accumulation
+        if not math.isfinite(total):
+            raise ValueError(
+                f"the loss is no number any more (step {self.step + 1}); lower the learning rates, or set precision "
+                "to fp32."
+            )
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), LARGEST_GRADIENT)
+        self.optimizer.step()
+        self.losses.append(total)
+        return total
+
+    def loss(self, part: int) -> Tensor:
+        """The loss of one pair of this step, with its graph."""
+        draw = self.pairs.draw(self.config.seed, self.step, part, len(self.levels))
+        latent = self.pairs.latents(draw)  # [B, C, h, w]
+        noise, sigma = draw.noise[: len(latent)], self.levels[draw.level[: len(latent)]]
+        latent, noise, sigma = (x.to(self.device) for x in (latent, noise, sigma))
+        predicted = self.predict(latent + sigma[:, None, None, None] * noise, sigma)
+        counted = self.pairs.counted(draw) if self.config.masked_loss else None
+        losses = row_losses(
+            predicted,
+            target(self.parametrisation, latent, noise, sigma),
+            None if counted is None else counted.to(self.device),
+        )
+        return pair_loss(losses, min_snr(self.parametrisation, sigma, self.config.min_snr), self.config.prior_weight)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, copied to the CPU."""
+        state = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for name, parameter in self.parameters.items():
+            state[f"parameter.{name}"] = parameter.detach().to("cpu", copy=True)
+            moments = self.optimizer.state.get(parameter, {})
+            state |= {f"optimizer.{name}.{key}": moments[key].detach().to("cpu", copy=True) for key in moments}
+        return state
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state. Raises ValueError, with nothing changed, for one of another tuning."""
+        kept = {f"parameter.{name}": p.shape for name, p in self.parameters.items()}
+        found = {name: x.shape for name, x in state.items() if name.startswith("parameter.")}
+        if found != kept or "losses" not in state:
+            raise ValueError("the checkpoint holds other parameters than this tuning trains.")
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[f"parameter.{name}"])
+            moments = {key: state[f"optimizer.{name}.{key}"] for key in MOMENTS if f"optimizer.{name}.{key}" in state}
+            # AdamW keeps its own count of steps on the CPU, and the moments beside their parameter
+            self.optimizer.state[parameter] = {
+                key: x.clone() if key == "step" else x.to(parameter.device, copy=True) for key, x in moments.items()
+            }
+        self.losses = state["losses"].tolist()

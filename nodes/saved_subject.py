@@ -1,0 +1,107 @@
+"""Save Subject and Load Subject: a subject in one file, with what may be done with it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker  # type: ignore[import-not-found]
+
+from ..dreamtuner_core.host.saved_subject import (
+    load_subject,
+    save_subject,
+    subject_names,
+    subject_path,
+    tell_rights,
+    today,
+)
+from ..dreamtuner_core.saved_subject import Rights
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
+from .subject_tuning import TunedSubjectSocket
+
+
+class SaveSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamTunerSaveSubject",
+            display_name="Save Subject",
+            category=CATEGORY,
+            description="Saves a subject to one file in models/subjects: its picture and mask, what was made of them, "
+            "what was learned of it, and whose it is.",
+            is_output_node=True,
+            inputs=[
+                SubjectSocket.Input("subject"),
+                io.String.Input("name", default="my_subject", tooltip="Of the file; a taken name gets a number."),
+                TunedSubjectSocket.Input(
+                    "tuned_subject", optional=True, tooltip="What Subject Tuning learned of this very subject."
+                ),
+                io.String.Input(
+                    "caption_text", default="", multiline=True, optional=True, tooltip="The caption in words, to read."
+                ),
+                io.String.Input(
+                    "owner", default="", optional=True, tooltip="Who the person is, or who owns the character or mark."
+                ),
+                io.String.Input(
+                    "allowed_uses",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What they agreed to, in plain words.",
+                ),
+                io.String.Input(
+                    "until", default="", optional=True, tooltip="The last day of it, as 2030-12-31; empty has no end."
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The file's name, as Load Subject lists it.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, subject, name, tuned_subject=None, caption_text="", owner="", allowed_uses="", until=""
+    ) -> io.NodeOutput:
+        with named_errors("Save Subject"):
+            rights = Rights(owner.strip(), allowed_uses.strip(), until.strip())
+            return io.NodeOutput(save_subject(subject, name, tuned_subject, rights, caption_text).name)
+
+
+class LoadSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamTunerLoadSubject",
+            display_name="Load Subject",
+            category=CATEGORY,
+            description="Loads a saved subject, of the very effect that it had. Its rights go along into the metadata "
+            "of the pictures.",
+            inputs=[
+                io.Combo.Input("file", options=subject_names(), tooltip="A file in models/subjects."),
+                SubjectEncoderSocket.Input(
+                    "subject_encoder",
+                    optional=True,
+                    tooltip="The subject encoder that it was encoded with, where it was.",
+                ),
+            ],
+            outputs=[
+                SubjectSocket.Output(display_name="subject"),
+                TunedSubjectSocket.Output(display_name="tuned_subject", tooltip="Where the subject was tuned."),
+                io.String.Output(display_name="phrase", tooltip="What a prompt says to mean it: teapot embedding:name"),
+                io.String.Output(display_name="rights", tooltip="Owner, allowed uses, and until when."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file, subject_encoder=None) -> str:
+        try:
+            found = subject_path(file).stat()
+        except (ValueError, OSError):
+            return ""
+        return f"{found.st_mtime_ns} {found.st_size}"
+
+    @classmethod
+    def execute(cls, file, subject_encoder=None) -> io.NodeOutput:
+        with named_errors("Load Subject"):
+            subject, tuned = load_subject(file, subject_encoder)
+            tell_rights(subject, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+            missing = ExecutionBlocker(f"Load Subject: '{file}' was not tuned; unlink its tuned_subject and phrase.")
+            rights = subject.rights.told(today())
+            return io.NodeOutput(subject, tuned or missing, tuned.phrase if tuned else missing, rights)

@@ -1,0 +1,533 @@
+"""Subject tuning through the host: standard files, no trace, and survival of any end."""
+
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.modules.attention as attention
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from dreamtuner_pack.dreamtuner_core.host import regular_pictures, tuning_files, tuning_run
+from dreamtuner_pack.dreamtuner_core.host.sampling import KEY
+from dreamtuner_pack.dreamtuner_core.host.tuning import Job
+from dreamtuner_pack.dreamtuner_core.host.tuning_files import checked_name
+from dreamtuner_pack.dreamtuner_core.host.tuning_run import Training
+from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig
+from dreamtuner_pack.dreamtuner_core.tuning.loop import Tuning
+from families import text, tiny_model
+from graph import attend, sample
+from graph import subject as random_subject
+from safetensors.torch import load_file
+from tuning_world import SETTINGS, STEPS, World, folders
+
+import nodes
+
+
+@pytest.fixture(autouse=True)
+def _quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regular_pictures, "STEPS", 1)
+    monkeypatch.setattr(regular_pictures.draw, "__defaults__", (1,))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with folders(tmp_path):
+        yield World(tmp_path)
+
+
+def picture(model: Any, clip: Any, prompt: str) -> torch.Tensor:
+    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
+    return sample(model, encode(prompt), encode(""))
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in load_file(path).items()}
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = tensors(one), tensors(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Stop(Exception):
+    """Ends a tuning from inside, as a killed process does: nothing of the pack catches it by name."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException] = Stop) -> None:
+    advance = Tuning.advance
+
+    def until(self: Tuning) -> float:
+        if self.step == step:
+            raise error
+        return advance(self)
+
+    monkeypatch.setattr(Tuning, "advance", until)
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "model"),
+    [
+        ("sd1", {}),
+        ("sd2", {"v_prediction": True}),
+        ("sdxl", {}),
+        ("sd1", {"in_channels": 9}),
+        ("sd1", {"dtype": torch.float8_e4m3fn, "computed_in": torch.float32}),
+    ],
+    ids=["sd1", "sd2-v", "sdxl", "inpainting", "fp8"],
+)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_stock_nodes_reproduce_the_output(tmp_path: Path, family: str, model: dict, method: str) -> None:
+    with folders(tmp_path):
+        world = World(tmp_path, family, **model)
+        prompt = "a photo of a dog embedding:rex, on grass"
+        before = picture(world.model, world.clip, "a dog")
+        tuned = world.tune(steps=2, method=method)
+        wanted = picture(tuned.model, tuned.clip, prompt)
+        stock = nodes.LoraLoader().load_lora(world.model, world.clip, "rex.safetensors", 1.0, 1.0)
+        assert torch.equal(picture(*stock, prompt), wanted)
+        assert torch.equal(picture(world.model, world.clip, "a dog"), before), "the untouched model draws as before"
+        assert not torch.equal(picture(tuned.model, tuned.clip, "a dog"), before), "something was learned"
+        assert not torch.equal(picture(*stock, "a photo of a dog, on grass"), wanted), "the word is read"
+        assert set(tuned.subject.words) == set(world.clip.tokenize(""))
+        assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_every_tensor_of_the_lora_is_loaded(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    for method in ("lora", "full"):
+        world.tune(f"rex_{method}", steps=1, method=method)
+        nodes.LoraLoader().load_lora(world.model, world.clip, f"rex_{method}.safetensors", 1.0, 1.0)
+    assert "not loaded" not in caplog.text.lower()
+
+
+def test_names_in_the_lora_are_those_of_other_tools(world: World) -> None:
+    world.tune(steps=1)
+    names = set(tensors(world.loras / "rex.safetensors"))
+    for layer in (
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
+        "lora_unet_mid_block_attentions_0_proj_in",
+        "lora_te_text_model_encoder_layers_1_mlp_fc2",
+    ):
+        assert {f"{layer}.lora_up.weight", f"{layer}.lora_down.weight", f"{layer}.alpha"} <= names
+
+
+def test_trained_model_is_the_model_that_is_saved(world: World) -> None:
+    """The wrappers of the training, and the host's LoRA of the same numbers, predict alike."""
+    job = Job(world.model, world.clip, world.vae, world.subject, "dog", "rex", TuningConfig(steps=2, **SETTINGS))
+    with Training(job, job.pairs()) as training:
+        training.run()
+        training.load()
+        trained = sample(training.unet.patcher, text("sd1", 1), text("sd1", 2))
+    stock, _ = nodes.LoraLoader().load_lora(world.model, None, "rex.safetensors", 1.0, 1.0)
+    loaded = sample(stock, text("sd1", 1), text("sd1", 2))
+    torch.testing.assert_close(trained, loaded, atol=2e-4, rtol=2e-4)
+    assert (loaded - sample(world.model, text("sd1", 1), text("sd1", 2))).abs().max() > 1e-2
+
+
+def test_the_word_begins_as_the_mean_of_a_split_class_word(world: World) -> None:
+    job = Job(world.model, world.clip, world.vae, world.subject, "dachshundlike", "rex", TuningConfig())
+    ids = [token for token, _ in world.clip.tokenize("dachshundlike")["l"][0]][1:-1]
+    ids = ids[: ids.index(49407)]
+    assert len(ids) > 1, "the tokenizer must split it for this test"
+    table = world.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    torch.testing.assert_close(job.texts.words["l"], table[ids].float().mean(0))
+    assert world.tune(class_word="dachshundlike", steps=1).subject.phrase == "dachshundlike embedding:rex"
+
+
+def test_training_reads_the_word_as_the_host_reads_its_file(world: World) -> None:
+    tuned = world.tune(steps=1)
+    job = Job(world.model, world.clip, world.vae, world.subject, "dog", "rex", TuningConfig(steps=1, **SETTINGS))
+    job.texts.words.update(tuned.subject.words)
+    ours, hosts = job.texts.with_word()["l"][0], world.clip.tokenize("a dog embedding:rex")["l"][0]
+    assert len(ours) == len(hosts)
+    for (a, _), (b, _) in zip(ours, hosts, strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def test_text_encoder_off_leaves_it_alone(world: World) -> None:
+    tuned = world.tune(steps=1, text_encoder=False)
+    assert not [name for name in tensors(world.loras / "rex.safetensors") if name.startswith("lora_te")]
+    assert torch.equal(picture(world.model, tuned.clip, "a dog"), picture(world.model, world.clip, "a dog"))
+
+
+def test_checkpointing_changes_nothing(world: World) -> None:
+    world.tune("one", gradient_checkpointing=True)
+    world.tune("two", gradient_checkpointing=False)
+    assert same(world.loras / "one.safetensors", world.loras / "two.safetensors")
+
+
+def test_a_kernel_without_a_way_back_is_not_trained_through(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.tune("plain", steps=2)
+    kernel = attention.optimized_attention
+
+    def attention_sage(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return kernel(*args, **kwargs).detach()
+
+    monkeypatch.setattr(attention, "optimized_attention", attention_sage)
+    world.tune("sage", steps=2)
+    learned, wanted = (tensors(world.loras / f"{name}.safetensors") for name in ("sage", "plain"))
+    for name in wanted:
+        if name.endswith("attn1_to_v.lora_up.weight"):
+            assert wanted[name].abs().max() > 0
+            torch.testing.assert_close(learned[name], wanted[name], atol=1e-3, rtol=0.1)
+
+
+def test_training_works_in_a_lower_precision(world: World) -> None:
+    tuned = world.tune(steps=1, precision="bf16")
+    assert torch.isfinite(picture(tuned.model, tuned.clip, "a dog embedding:rex")).all()
+    assert world.model.model.manual_cast_dtype is None, "the model computes as before"
+
+
+def test_report(world: World) -> None:
+    tuned = world.tune()
+    state = tensors(world.own / "tuning" / "rex" / "state.safetensors")
+    assert len(state["losses"]) == STEPS
+    assert sorted(n for n in state if n.startswith("samples.")) == [f"samples.{i}" for i in range(STEPS + 1)]
+    assert tuned.report.ndim == 4
+    assert tuned.report.shape[3] == 3
+
+
+# --- regular pictures ------------------------------------------------------------------------------------------------
+
+
+def test_regular_pictures_are_made_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.tune(steps=1)
+    (folder,) = (world.own / "regular").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(before) == SETTINGS["regular_pictures"]
+    world.tune("other", steps=1, seed=3, regular_pictures=3)
+    assert list((world.own / "regular").iterdir()) == [folder]
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(after) == 3
+    assert before.items() <= after.items()
+
+
+def test_regular_pictures_see_the_subject_without_its_mask(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    draw = regular_pictures.draw
+
+    def noted(model: Any, *args: Any) -> torch.Tensor:
+        seen.append(model.get_attachment(KEY))
+        return draw(model, *args)
+
+    monkeypatch.setattr(regular_pictures, "draw", noted)
+    world.tune(steps=1)
+    assert [(a.weight, a.subject.mask) for a in seen[0].subjects] == [(3.0, None)]
+    assert world.subject.mask is not None
+    seen.clear()
+    other = random_subject(mask=world.subject.mask, seed=77)
+    world.model = attend(world.model, other, weight=2.0)
+    world.tune("with_model", steps=1)
+    assert [(a.weight, a.subject.mask) for a in seen[0].subjects] == [(2.0, None)]
+    assert torch.equal(seen[0].subjects[0].subject.latent, other.latent)
+    assert other.bank.nbytes() == 0, "nothing was read of it with weights that were still learning"
+    seen.clear()
+    world.model = tiny_model("sd1")
+    world.tune("plain", steps=1, regular_from="class")
+    assert seen[0] is None
+
+
+@pytest.mark.parametrize("kind", ["no caption", "empty caption", "no mask"])
+def test_a_subject_with_less(world: World, kind: str) -> None:
+    if kind == "no mask":
+        world.subject = random_subject(mask=None)
+    else:
+        nothing = world.clip.encode_from_tokens_scheduled(world.clip.tokenize(""))
+        world.subject = random_subject(mask=world.subject.mask, captioned=False)
+        object.__setattr__(world.subject, "caption", None if kind == "no caption" else nothing)
+    tuned = world.tune(steps=1, masked_loss=True)
+    assert tuned.subject.steps == 1
+
+
+# --- survival --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 3])
+def test_killed_and_queued_again_ends_bit_identical(
+    world: World, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    """Killed outright: what the finally of a live process would still save is not saved."""
+    world.tune("whole")
+    with monkeypatch.context() as killed:
+        killed.setattr(Training, "keep", lambda self: "")
+        stop_at(killed, stopped_at)
+        with pytest.raises(Stop):
+            world.tune("broken")
+    assert not (world.loras / "broken.safetensors").exists()
+    tuned = world.tune("broken")
+    assert same(world.loras / "broken.safetensors", world.loras / "whole.safetensors")
+    assert same(world.embeddings / "broken.safetensors", world.embeddings / "whole.safetensors")
+    states = [world.own / "tuning" / name / "state.safetensors" for name in ("broken", "whole")]
+    assert same(*states)
+    assert tuned.subject.steps == STEPS
+
+
+def test_interrupt_keeps_what_was_learned_and_says_where(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    world.tune("whole")
+    before = picture(world.model, world.clip, "a dog")
+    with monkeypatch.context() as interrupted:
+        stop_at(interrupted, 3, comfy.model_management.InterruptProcessingException)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            world.tune("rex")
+    assert "rex_step3" in caplog.text
+    assert tensors(world.loras / "rex_step3.safetensors")
+    assert torch.isfinite(picture(world.model, world.clip, "a dog embedding:rex_step3")).all()
+    assert torch.equal(picture(world.model, world.clip, "a dog"), before)
+    world.tune("rex")
+    assert same(world.loras / "rex.safetensors", world.loras / "whole.safetensors")
+
+
+def test_the_hosts_interrupt_is_obeyed_within_one_step(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    advance = Tuning.advance
+
+    def pressed(self: Tuning) -> float:
+        steps.append(self.step)
+        loss = advance(self)
+        if self.step == 2:
+            comfy.model_management.interrupt_current_processing()
+        return loss
+
+    monkeypatch.setattr(Tuning, "advance", pressed)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        world.tune()
+    assert steps == [0, 1]
+
+
+def test_an_interrupt_among_regular_pictures_keeps_the_finished_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = regular_pictures.draw
+
+    def once(*args: Any) -> torch.Tensor:
+        if list(world.own.rglob("0000.safetensors")):
+            raise comfy.model_management.InterruptProcessingException
+        return draw(*args)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(regular_pictures, "draw", once)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            world.tune()
+    assert len(list(world.own.rglob("regular/*/*.safetensors"))) == 1
+    world.tune()
+
+
+def test_unchanged_inputs_never_train_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = world.tune()
+    stop_at(monkeypatch, 0)
+    monkeypatch.setattr(Job, "pairs", lambda self: pytest.fail("nothing is to be drawn again"))
+    again = world.tune()
+    assert torch.equal(again.report, first.report)
+    assert again.subject.lora_hash == first.subject.lora_hash
+    prompt = "a dog embedding:rex"
+    assert torch.equal(picture(again.model, again.clip, prompt), picture(first.model, first.clip, prompt))
+
+
+def test_more_steps_go_on_and_end_as_if_asked_for_at_once(world: World) -> None:
+    world.tune("grown", steps=2)
+    world.tune("grown", steps=4)
+    world.tune("whole", steps=4)
+    assert same(world.loras / "grown.safetensors", world.loras / "whole.safetensors")
+    with pytest.raises(ValueError, match="learned 4 steps already"):
+        world.tune("grown", steps=3)
+
+
+def test_a_finished_full_tuning_is_small_on_disk_and_not_gone_on_with(world: World) -> None:
+    world.tune(steps=1, method="full")
+    assert not [n for n in tensors(world.own / "tuning" / "rex" / "state.safetensors") if n.startswith("optimizer")]
+    world.tune(steps=1, method="full")
+    with pytest.raises(ValueError, match="full tuning"):
+        world.tune(steps=2, method="full")
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"class_word": "cat"}, {"rank": 3}, "subject", "model", "lora"])
+def test_another_tuning_of_the_name_is_refused(world: World, changed: Any) -> None:
+    world.tune(steps=1)
+    kept = tensors(world.loras / "rex.safetensors")
+    if changed == "subject":
+        world.subject = random_subject(seed=50)
+    elif changed == "model":
+        world.model = tiny_model("sd1", seed=9)
+    elif changed == "lora":
+        world.model, _ = nodes.LoraLoader().load_lora(world.model, None, "rex.safetensors", 0.5, 0.5)
+    with pytest.raises(ValueError, match="name 'rex' is taken"):
+        world.tune(**{"steps": 1, **(changed if isinstance(changed, dict) else {})})
+    left = tensors(world.loras / "rex.safetensors")
+    assert all(torch.equal(left[name], kept[name]) for name in kept)
+
+
+def test_a_strangers_lora_of_the_name_is_not_overwritten(world: World) -> None:
+    (world.loras / "rex.safetensors").write_bytes(b"somebody else's")
+    with pytest.raises(ValueError, match="name 'rex' is taken"):
+        world.tune(steps=1)
+    assert (world.loras / "rex.safetensors").read_bytes() == b"somebody else's"
+
+
+def test_a_base_with_a_lora_is_tuned_as_it_is(world: World) -> None:
+    world.tune("first", steps=2)
+    world.model, world.clip = nodes.LoraLoader().load_lora(world.model, world.clip, "first.safetensors", 1.0, 1.0)
+    before = picture(world.model, world.clip, "a dog")
+    tuned = world.tune("second", steps=2)
+    wanted = picture(tuned.model, tuned.clip, "a dog embedding:second")
+    stock = nodes.LoraLoader().load_lora(world.model, world.clip, "second.safetensors", 1.0, 1.0)
+    assert torch.equal(picture(*stock, "a dog embedding:second"), wanted)
+    assert torch.equal(picture(world.model, world.clip, "a dog"), before)
+    losses = [tensors(world.own / "tuning" / n / "state.safetensors")["losses"][0] for n in ("first", "second")]
+    assert losses[0] != losses[1], "it begins from what the LoRA made of the model"
+
+
+# --- no trace --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [None, Stop])
+def test_no_trace_on_model_clip_and_chance(world: World, monkeypatch: pytest.MonkeyPatch, end: Any) -> None:
+    picture(world.model, world.clip, "a dog")  # loaded
+    flags = [
+        (name, module.training, getattr(module, "comfy_cast_weights", None), "forward" in vars(module))
+        for name, module in world.model.model.named_modules()
+    ]
+    weights = {name: weight.clone() for name, weight in world.model.model.state_dict().items()}
+    chance = torch.get_rng_state()
+    if end is not None:
+        stop_at(monkeypatch, 1, end)
+        with pytest.raises(end):
+            world.tune(steps=2)
+    else:
+        world.tune(steps=2)
+        assert torch.is_inference_mode_enabled()
+        assert torch.equal(chance, torch.get_rng_state()) or end is None
+    for network in (world.model.model, world.clip.cond_stage_model):
+        for module in network.modules():
+            assert not getattr(module, "weight_function", [])
+            assert not getattr(module, "bias_function", [])
+    after = [
+        (name, module.training, getattr(module, "comfy_cast_weights", None), "forward" in vars(module))
+        for name, module in world.model.model.named_modules()
+    ]
+    assert after == flags
+    assert all(torch.equal(weight, weights[name]) for name, weight in world.model.model.state_dict().items())
+    assert world.model.weight_wrapper_patches == {}
+    assert all(not p.requires_grad for p in world.model.model.parameters() if p.is_floating_point())
+
+
+# --- bad input, bad disks --------------------------------------------------------------------------------------------
+
+BAD_NAMES = {
+    "": "empty", "   ": "empty", "../rex": "/", "a/b": "/", "a\\b": r"\\", "C:rex": ":", "CON": "device",
+    "nul": "device", "Lpt1.x": "device", "COM¹": "device", ".rex": "dot", "rex.": "dot", "my rex": "spaces",
+    "rex\u202etxt": "invisible", "rex\x00": "invisible", "rex(1)": r"\(", "x" * 101: "longer", "ж" * 51: "longer",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=lambda name: ascii(name[:8]))
+def test_hostile_names_are_refused(world: World, name: str) -> None:
+    with pytest.raises(ValueError, match=BAD_NAMES[name]) as refusal:
+        world.tune(name)
+    assert len(str(refusal.value).splitlines()) == 1
+    assert not list(world.base.rglob("*.safetensors"))
+
+
+def test_unicode_names_work(world: World) -> None:
+    tuned = world.tune("犬_Möpschen", steps=1)
+    stock = nodes.LoraLoader().load_lora(world.model, world.clip, "犬_Möpschen.safetensors", 1.0, 1.0)
+    prompt = f"a {tuned.subject.phrase}"
+    assert torch.equal(picture(*stock, prompt), picture(tuned.model, tuned.clip, prompt))
+    assert not torch.equal(picture(*stock, "a dog"), picture(*stock, prompt))
+    assert checked_name("e\u0301") == "\u00e9", "one spelling of one name"
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"), [("", "empty"), ("  ", "empty"), ("embedding:x", "plain"), ("dog " * 90, "long")]
+)
+def test_bad_class_words_are_refused(world: World, word: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        world.tune(class_word=word)
+
+
+def test_brackets_in_a_class_word_are_letters(world: World) -> None:
+    assert world.tune(class_word="dog (small)", steps=1).subject.class_word == "dog (small)"
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_no_half_file(world: World) -> None:
+    world.tune(steps=2)  # the regular pictures are there, and a state of 2 steps
+    kept = {path: path.read_bytes() for path in world.base.rglob("*.safetensors")}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match="disk is full"):
+            world.tune(steps=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in world.base.rglob("*.safetensors")} == kept
+    assert not list(world.base.rglob("*.unfinished"))
+    world.tune(steps=4)
+    world.tune("whole", steps=4)
+    assert same(world.loras / "rex.safetensors", world.loras / "whole.safetensors")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tuning_files.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(Job, "train", lambda self: pytest.fail("it must not come to this"))
+    with pytest.raises(ValueError, match="cannot be written"):
+        world.tune()
+
+
+def test_too_little_memory_is_a_sentence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(monkeypatch, 1, torch.cuda.OutOfMemoryError)
+    with pytest.raises(ValueError, match="turn gradient_checkpointing on, or turn text_encoder off") as refusal:
+        world.tune(gradient_checkpointing=False)
+    assert "not enough memory" in str(refusal.value)
+
+
+def test_a_damaged_state_begins_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.tune("whole")
+    with monkeypatch.context() as killed:
+        killed.setattr(Training, "keep", lambda self: "")
+        stop_at(killed, 3)
+        with pytest.raises(Stop):
+            world.tune()
+    state = world.own / "tuning" / "rex" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is taken"):
+        world.tune()
+    state.unlink()
+    world.tune()
+    (world.loras / "rex.safetensors").unlink()
+    with pytest.raises(ValueError, match="learned 4 steps already"):
+        world.tune(steps=2)
+    world.tune()
+    assert same(world.loras / "rex.safetensors", world.loras / "whole.safetensors")
+
+
+def test_what_fits_not_is_refused(world: World) -> None:
+    world.subject = random_subject()
+    object.__setattr__(world.subject, "latent", torch.zeros(1, 16, 8, 10))
+    with pytest.raises(ValueError, match="16 channels"):
+        world.tune()
+
+
+def test_settings_are_in_the_files(world: World) -> None:
+    world.tune(steps=1)
+    found = tuning_files.settings_of(world.loras / "rex.safetensors")
+    assert found["class_word"] == "dog"
+    assert found["steps"] == 1
+    assert json.dumps(found)
+    assert tuning_files.settings_of(world.embeddings / "rex.safetensors")["key"] == found["key"]
+
+
+def test_embedding_keys_are_the_hosts() -> None:
+    assert tuning_run.embedding_key("l", 1) == "emb_params"
+    assert tuning_run.embedding_key("g", 2) == "clip_g"
