@@ -27,6 +27,7 @@ from ..subject import Subject, to_grid
 from .attention import Options, TokenFollower, reading_patch
 from .memory import announce
 from .reference import FeaturesKey, features_key, reference_features, text_conditions
+from .saved_subject import tell_rights_of_run
 from .subject_encoder_attention import AppliedEncoder, EncoderAtWork, on_wanted_side, with_encoders
 from .unet import self_attentions
 
@@ -96,6 +97,7 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
 
     shape = _bind(executor, args, kwargs).arguments["noise"].shape
     run = Run(guider, replace(settings, subjects=subjects, encoders=encoders), shape[-2:])
+    tell_rights_of_run(a.subject for a in (*subjects, *encoders))
     announce([a.subject.keeper for a in subjects if a.subject.keeper is not None])
     options = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(options)

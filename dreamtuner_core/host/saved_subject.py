@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 import torch
+from comfy_execution.progress import get_progress_state
 
 from ..bank import ReferenceBank
 from ..saved_subject import OwnedSubject, Rights, SavedSubject, from_file, saved, to_file
@@ -148,6 +149,13 @@ def tell_rights(subject: Subject, prompt: dict[str, Any] | None, extra_pnginfo: 
     for node in (prompt or {}).values():
         if node.get("class_type") == "DreamTunerLoadSubject" and node["inputs"].get("file") == subject.name + SUFFIX:
             node.setdefault("_meta", {})[METADATA] = told
+
+
+def tell_rights_of_run(subjects: Iterable[Subject]) -> None:
+    """The same for the graph that is running, in which the host's cache may have answered for Load Subject."""
+    prompt = get_progress_state().dynprompt.get_original_prompt()
+    for subject in subjects:
+        tell_rights(subject, prompt, None)
 
 
 def today() -> datetime.date:
