@@ -10,6 +10,8 @@ plain runs before and after it; the figure is their median, the spread their lar
   floor                 the ratio of arithmetic alone, counted: plain + reference pass + attention to the foreground
   peak                  most memory in use in a patched run: the process's own on a CPU, PyTorch's on a GPU
 
+The last line of each model is a step of the subject encoder's pre-training over the U-Net's own forward and backward.
+
 Without a GPU the latents are 32x32 (256 pixels); with one they are 64x64 (512), and SDXL is measured as well, at
 128x128 (1024). --quick leaves out batch 4 with the whole picture as foreground, and takes fewer steps and repeats;
 without a GPU, latents of 24x24.
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.bench_run import PART, Bench, Plan
+from lab.bench_training import training_row
 from lab.bench_unet import MODELS
 from lab.host import say
 from lab.inside import import_host, import_pack
@@ -49,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
         figures |= _machine()
         print(_heading(figures), flush=True)
         figures["rows"] = [row for plan in plans for row in _measure(plan)]
+        trainable = [plan for plan in plans if plan.model != "sdxl" or not on_cpu]  # its gradients alone are 10 GB
+        figures["training"] = [_training(plan) for plan in trainable]
     figures["load_after"] = os.getloadavg()[0]
     if figures["load_before"] > IDLE * figures["cores"]:
         print(f"Other work was running (load {figures['load_before']:.1f}): take these figures with care.")
@@ -166,6 +171,17 @@ def _measure(plan: Plan) -> Iterator[dict[str, Any]]:
             )
             yield row
     bench.close()
+
+
+def _training(plan: Plan) -> dict[str, Any]:
+    row = training_row(plan)
+    print(
+        f"{plan.model}: a pre-training step of the subject encoder over the U-Net's own forward and backward, batch "
+        f"{row['batch']}: {row['ratio']:.2f} (spread {row['spread']:.2f}, arithmetic alone {row['floor']:.2f}, plain "
+        f"{row['plain_seconds']:.2f} s)",
+        flush=True,
+    )
+    return row
 
 
 def _can_write(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker  # type: ignore[import-not-found]
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..dreamtuner_core.host.saved_subject import (
     load_subject,

@@ -139,12 +139,12 @@ def encode_picture(encoder: LoadedEncoder, picture: Tensor) -> SubjectEncoding:
     clip_vision: Any = encoder.clip_vision
     if isinstance(model, SubjectEncoder):
         if model.tower is not None:
-            states = _own_states(model.tower, square.to(device), model.config.layers)
+            states = own_states(model.tower, square.to(device), model.config.layers)
         else:
-            states = clip_states(clip_vision, _pixels(clip_vision, square), model.config.layers)[0]
+            states = clip_states(clip_vision, clip_pixels(clip_vision, square), model.config.layers)[0]
         return SubjectEncoding(encoder, _finite(model.tokens(states.to(device)), encoder).to(kept))
 
-    pixels = _pixels(clip_vision, square)
+    pixels = clip_pixels(clip_vision, square)
     if model.config.resampler is None:
         embedding = clip_states(clip_vision, pixels, ())[1]
         seen = torch.cat([embedding, torch.zeros_like(embedding)])  # [2, E]
@@ -165,14 +165,14 @@ def on_a_square(picture: Tensor) -> Tensor:
     return F.pad(picture.movedim(-1, 1), around, value=1.0).movedim(1, -1)
 
 
-def _own_states(tower: ImageTower, square: Tensor, layers: Sequence[int]) -> Tensor:
+def own_states(tower: ImageTower, square: Tensor, layers: Sequence[int]) -> Tensor:
     """Hidden states [1, L, T, W] of a carried tower for [1, S, S, 3]."""
     size = [tower.config.side] * 2
     pixels = F.interpolate(square.movedim(-1, 1), size, mode="bilinear", antialias=True, align_corners=False)
     return tower.hidden_states(pixels.clamp(0, 1), layers)
 
 
-def _pixels(clip_vision: Any, square: Tensor) -> Tensor:
+def clip_pixels(clip_vision: Any, square: Tensor) -> Tensor:
     """The host's own preprocessing: [1, S, S, 3] in 0..1 -> [1, 3, s, s], normalised."""
     return comfy.clip_vision.clip_preprocess(
         square.to(clip_vision.load_device),

@@ -110,6 +110,27 @@ def make_sheet(args: argparse.Namespace, preset: Preset) -> None:
     )
 
 
+def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
+    """The subject encoder, by the pack's own pre-training: shards, image tower, and then as encoder.toml says."""
+    from .train_encoder import train_encoder
+
+    train_encoder(args, preset)
+
+
+def judge_weights(args: argparse.Namespace, preset: Preset) -> None:
+    """How often a classifier names what the text asked for, in pictures that the exported checkpoint draws."""
+    from lab.measure import one_thread
+
+    one_thread()
+    from lab.measure.judge import judge_base
+
+    try:
+        with torch.inference_mode():
+            judge_base(args.weights, args.seeds, args.folder / "judge.json")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"The judge stopped: {error}") from error
+
+
 STAGES = {
     "vocabulary": write_vocabulary,
     "data": compose_data,
@@ -117,8 +138,10 @@ STAGES = {
     "latents": encode_latents,
     "train": train,
     "controlnet": train_controlnet,
+    "encoder": train_encoder,
     "export": export_weights,
     "sheet": make_sheet,
+    "judge": judge_weights,
 }
 
 
@@ -139,7 +162,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--controlnet-steps", type=int)
     parser.add_argument("--pictures", type=int, help="how many pictures are composed")
     parser.add_argument("--workers", type=int, default=1, help="CPU cores to train on, one worker each")
-    parser.add_argument("--seeds", type=int, default=4, help="rows of the sheet")
+    parser.add_argument("--samples", type=int, default=3500, help="how many samples the subject encoder trains on")
+    parser.add_argument("--encoder-steps", type=int, help="steps of the subject encoder")
+    parser.add_argument("--without-layout", action="store_true", help="the subject encoder without the ControlNet")
+    parser.add_argument("--seeds", type=int, default=4, help="rows of the sheet; pictures of each caption for `judge`")
     parser.add_argument("--captions", nargs="*", help="columns of the sheet")
     return parser.parse_args(argv)
 

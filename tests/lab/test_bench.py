@@ -27,6 +27,10 @@ def test_tiny_run(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["peak_mib"] > 0
         assert row["plain_seconds"] > 0
         assert row["levels_kept"] == row["steps"] == 1
+    (training,) = figures["training"]
+    assert training["model"] == "tiny"
+    assert training["ratio"] > 0
+    assert training["floor"] > 0
     assert 1 < kept["floor"] < computed["floor"] < 2
     assert {"device", "host", "torch", "attention", "command"} <= set(figures)
     assert figures["command"] in capsys.readouterr().out

@@ -1,0 +1,211 @@
+"""A base model as the pre-training of a subject encoder sees it: the host's own U-Net, text encoder, VAE, ControlNet
+and image tower, frozen, and called as the host's sampler calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_vision
+import comfy.controlnet
+import comfy.model_management
+import comfy.ops
+import comfy.sample
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP, add_wrapper
+from torch import Tensor
+
+from ..encoder import EncoderConfig, SubjectEncoder, transformer_blocks
+from ..encoder_file import read
+from ..subject import Subject
+from ..tower import ImageTower
+from .apply import apply_encoder
+from .attention import Options
+from .encode import encode_picture
+from .subject_encoder import LoadedEncoder, clip_pixels, clip_states, own_states
+from .tuning_network import parametrisation, recomputed
+from .unet import self_attentions
+
+TEXT_TOKENS = 77  # one chunk of CLIP's: longer captions are cut, so that rows go together
+BETAS = (0.0, 0.2, 0.5, 1.0)  # the columns of a sheet
+SHEET_STEPS, SHEET_CFG, SHEET_SAMPLER, SHEET_SCHEDULER = 20, 4.0, "dpmpp_2m", "karras"
+
+
+class FrozenBase:
+    """Everything of a pre-training that does not learn (dreamtuner_core.pretraining.objective.Base)."""
+
+    def __init__(self, checkpoint: str, dtype: torch.dtype, controlnet: str = "", clip_vision: str = "") -> None:
+        """dtype: of the U-Net and the ControlNet. Raises ValueError, in one sentence, for what is no such file."""
+        options = {"dtype": dtype}
+        self.model, self.clip, self.vae, _ = _loaded(
+            checkpoint, "a checkpoint", lambda path: comfy.sd.load_checkpoint_guess_config(path, model_options=options)
+        )
+        self_attentions(self.model)  # or it is no U-Net of ours
+        self.unet = self.model.model.diffusion_model.requires_grad_(False)
+        sampling = self.model.model.model_sampling
+        self.parametrisation, self.levels = parametrisation(sampling), sampling.sigmas.clone()
+        self.control: Any = None
+        if controlnet:
+            load = lambda path: comfy.controlnet.load_controlnet(path, self.model, options)  # noqa: E731
+            self.control = _loaded(controlnet, "a ControlNet", load)
+        self.clip_vision: Any = None
+        if clip_vision:
+            self.clip_vision = _loaded(clip_vision, "a CLIP vision model", comfy.clip_vision.load)
+        self.blocks: Mapping[str, Any] = transformer_blocks(self.unet)
+        self.tower_side = self.clip_vision.image_size if clip_vision else 0
+        self.text = lru_cache(maxsize=256)(self._text)
+
+    def encoder(self, family: str, tower: ImageTower | None = None, res_blocks: int = 2) -> SubjectEncoder:
+        """A new encoder for this base, at identity. tower: the one that it carries, when it is not the host's."""
+        fields: dict[str, Any] = {"res_blocks": res_blocks}
+        if tower is None:
+            vision = self.clip_vision.model.vision_model
+            tokens, width = vision.embeddings.position_embedding.weight.shape
+            fields |= {"tower_layers": len(vision.encoder.layers), "tower_width": width, "tokens": tokens}
+        config = EncoderConfig.for_unet(self.unet, family, None if tower is None else tower.config, **fields)
+        encoder = SubjectEncoder(config)
+        if tower is not None:
+            encoder.tower = tower
+            self.tower_side = tower.config.side
+        return encoder
+
+    def ready(self) -> None:
+        """U-Net and ControlNet whole on their device: the host may have made room for text encoder or VAE."""
+        models = [self.model, *(self.control.get_models() if self.control else ())]
+        comfy.model_management.load_models_gpu(models, force_full_load=True)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[B, 3, S, S] in 0..1 -> latents [B, C, h, w], as the VAE gives them."""
+        return self.vae.encode(pictures.movedim(1, -1))
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """The same, as the U-Net takes them."""
+        return self.model.model.process_latent_in(latents)
+
+    def states(self, references: Tensor, encoder: SubjectEncoder) -> Tensor:
+        """[B, 3, s, s] in 0..1 -> the tower's hidden states [B, L, T, W]."""
+        pictures = references.movedim(1, -1)
+        if encoder.tower is not None:
+            return own_states(encoder.tower, pictures, encoder.config.layers)
+        return clip_states(self.clip_vision, clip_pixels(self.clip_vision, pictures), encoder.config.layers)[0]
+
+    def _text(self, caption: str) -> tuple[Tensor, Tensor | None]:
+        """[1, 77, D] and, where the base has one, the pooled text [1, P]."""
+        cross, more = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))[0]
+        return cross[:, :TEXT_TOKENS], more.get("pooled_output")
+
+    def told(self, noisy: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the U-Net is told of each row, as the host's sampler would: the text, and SDXL's y."""
+        crosses, pooled = zip(*map(self.text, captions), strict=True)
+        conds = self.model.model.extra_conds(
+            noise=noisy,
+            latent_image=torch.zeros_like(noisy),
+            device=noisy.device,
+            prompt_type="positive",
+            width=8 * noisy.shape[-1],
+            height=8 * noisy.shape[-2],
+            cross_attn=torch.cat(crosses).to(noisy.device),
+            pooled_output=None if pooled[0] is None else torch.cat(pooled),
+        )
+        rows = len(captions)
+        return {k: c.process_cond(batch_size=rows, device=noisy.device, area=None).cond for k, c in conds.items()}
+
+    def predict(self, noisy: Tensor, sigma: Tensor, captions: Sequence[str], hints: Tensor | None) -> Tensor:
+        """What the U-Net says of [B, C, h, w] at the noise levels [B], told captions and layout [B, 3, S, S]."""
+        said: list[Tensor] = []
+
+        def listen(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+            said.append(executor(*args, **kwargs))
+            return said[-1]
+
+        options: Options = {"sigmas": sigma, "cond_or_uncond": [0]}
+        add_wrapper(WrappersMP.DIFFUSION_MODEL, listen, options)
+        with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
+            told = self.told(noisy, captions)
+            self.ready()
+            control = self._layout(noisy, sigma, told, hints, options)
+        self.model.model.apply_model(noisy, sigma, **told, control=control, transformer_options=options)
+        return said[0].float()
+
+    def _layout(
+        self, noisy: Tensor, sigma: Tensor, told: Mapping[str, Tensor], hints: Tensor | None, options: Options
+    ) -> dict[str, list[Tensor]] | None:
+        """What the ControlNet adds; the part for the skips goes in by a patch, for the host adds to them in place."""
+        if self.control is None or hints is None:
+            return None
+        control = self.control
+        control.pre_run(self.model.model, self.model.model.model_sampling.percent_to_sigma)
+        control.set_cond_hint(hints)
+        control.cond_hint = None  # the last step's, kept by the host
+        added = control.get_control(noisy, sigma, told, 1, options)
+        skips: list[Tensor] = added.pop("output", [])
+
+        def add(h: Tensor, skip: Tensor, now: Options) -> tuple[Tensor, Tensor]:
+            number = now["block"][1] + 1
+            more = skips[-number] if number <= len(skips) else None
+            return h, skip if more is None else skip + more
+
+        options["patches"] = {"output_block_patch": [add]}
+        return added
+
+    def recomputed(self) -> Any:
+        """Gradient checkpointing of the U-Net while this context lasts."""
+        return recomputed(self.unet)
+
+    @torch.no_grad()
+    def sheet(self, encoder_file: Path, rows: Sequence[Any]) -> Tensor:
+        """[H, W, 3] in 0..1, a row for each: reference, picture, and what the nodes draw at each of BETAS.
+
+        Always from the same noise, with the row's layout where there is a ControlNet.
+        """
+        model, origin = read(encoder_file, comfy.ops.manual_cast)
+        patcher = ModelPatcher(
+            model,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+        encoder = LoadedEncoder(encoder_file.name, patcher, origin, self.clip_vision)
+        return torch.cat([self._sheet_row(encoder, row, seed) for seed, row in enumerate(rows)], dim=0)
+
+    def _sheet_row(self, encoder: LoadedEncoder, row: Any, seed: int) -> Tensor:
+        reference, picture = row.reference.movedim(0, -1)[None], row.picture.movedim(0, -1)[None]
+        latent = torch.zeros_like(self.vae.encode(picture))
+        subject = Subject(reference, None, latent, None, encoding=encode_picture(encoder, reference))
+        texts = []
+        for caption in (row.caption, ""):
+            cross, pooled = self.text(caption)
+            more: dict[str, Any] = {"pooled_output": pooled}
+            if self.control is not None and row.hint is not None:
+                control = self.control.copy().set_cond_hint(row.hint[None])
+                more |= {"control": control, "control_apply_to_uncond": True}
+            texts.append([[cross, more]])
+        noise, columns = comfy.sample.prepare_noise(latent, seed), [_resized(reference, picture), picture]
+        for beta in BETAS:
+            drawn = comfy.sample.sample(
+                *(apply_encoder(self.model, subject, beta), noise, SHEET_STEPS, SHEET_CFG),
+                *(SHEET_SAMPLER, SHEET_SCHEDULER, *texts, latent),
+                disable_pbar=True,
+                seed=seed,
+            )
+            columns.append(self.vae.decode(drawn).cpu())
+        return torch.cat(columns, dim=2)[0]
+
+
+def _resized(picture: Tensor, like: Tensor) -> Tensor:
+    size = like.shape[1:3]
+    return torch.nn.functional.interpolate(picture.movedim(-1, 1), size, mode="bilinear").movedim(1, -1)
+
+
+def _loaded(path: str, what: str, load: Any) -> Any:
+    try:
+        found = load(path) if Path(path).is_file() else None
+    except Exception as error:  # the host says it in many ways
+        raise ValueError(f"{path} is not {what} that ComfyUI can load ({error!s:.200}).") from error
+    if found is None:
+        raise ValueError(f"there is no {what.split(' ', 1)[1]} at {path}, or none that ComfyUI can load.")
+    return found

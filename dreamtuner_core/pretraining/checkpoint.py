@@ -1,0 +1,61 @@
+"""The checkpoints of a run: one safetensors file each, written whole or not at all, the newest few kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import PretrainingConfig
+
+PATTERN = "step_*.safetensors"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those in a folder, the newest last."""
+    return sorted(folder.glob(PATTERN))
+
+
+def save(folder: Path, step: int, state: Mapping[str, Tensor], config: PretrainingConfig) -> Path:
+    """Write the state after so many steps, and remove what is older than the newest few.
+
+    Raises ValueError, in one sentence, where it cannot be written.
+    """
+    path = folder / f"step_{step:09}.safetensors"
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(state), unfinished, {"step": str(step), "outcome": json.dumps(config.outcome())})
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} cannot be written ({error}); make room, and start again from the one before."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    for old in checkpoints(folder)[: -config.keep]:
+        old.unlink()
+    return path
+
+
+def load(path: Path, config: PretrainingConfig) -> dict[str, Tensor]:
+    """The state in that file. Raises ValueError, in one sentence, for one of other settings or a spoilt one."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            stored: dict[str, Any] = json.loads((file.metadata() or {}).get("outcome", "{}"))
+            state = {key: file.get_tensor(key) for key in list(file.keys())}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove it, and the one before it is taken.") from error
+    asked = config.outcome()
+    for name in sorted(asked | stored):
+        if asked.get(name) != stored.get(name):
+            raise ValueError(
+                f"{path} was made with {name} = {stored.get(name)!r:.60}, but now it is {asked.get(name)!r:.60}; set "
+                "it back, or give the new run a folder of its own."
+            )
+    return state

@@ -1,0 +1,207 @@
+"""What a pre-training is: every figure of it in one frozen dataclass, read from a TOML file."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PRECISIONS = ("bf16", "fp32")
+RUN_UNCHANGED = (
+    *("folder", "checkpoint", "controlnet", "clip_vision", "tower", "steps", "accumulation", "gradient_checkpointing"),
+    *("workers", "save_every", "keep", "log_every", "sheet_every", "sheet_rows", "licence"),
+)
+"""Fields that may change when a run is resumed: where things lie, and how far or how it runs."""
+
+RANGES: Mapping[str, tuple[float, float]] = {
+    "steps": (1, 10**9),
+    "seed": (0, 2**63 - 1),
+    "side": (8, 4096),
+    "batch": (1, 65_536),
+    "accumulation": (1, 4096),
+    "learning_rate": (0, 1),
+    "warm_up": (1, 10**9),
+    "decay_from": (0, 1),
+    "weight_decay": (0, 1),
+    "ema": (0, 0.999999),
+    "min_snr": (0, 1000),
+    "drop_text": (0, 1),
+    "drop_subject": (0, 1),
+    "drop_both": (0, 1),
+    "flip": (0, 1),
+    "rotation": (0, 180),
+    "scale_low": (0.1, 1),
+    "scale_high": (1, 2),
+    "elastic": (0, 1),
+    "blur": (0, 1),
+    "res_blocks": (1, 16),
+    "shuffle": (1, 10**6),
+    "workers": (0, 256),
+    "save_every": (1, 10**9),
+    "keep": (1, 10**6),
+    "log_every": (1, 10**9),
+    "sheet_every": (0, 10**9),
+    "sheet_rows": (1, 64),
+}
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Settings of one pre-training. Raises ValueError, in one sentence, for what makes no sense.
+
+    Files. checkpoint: the base model. controlnet: the layout's, frozen; empty trains without one (an ablation: the
+    reference's layout leaks). clip_vision or tower: the image tower, the host's or one of our own that the encoder
+    will carry. shards: WebDataset names, braces expanded. folder: checkpoints, log and sheets. family: of the base
+    model, as the encoder's file will say. licence: of the trained file, in words.
+
+    Steps. batch: rows of one optimiser step over all processes, each a stream of its own; accumulation: parts in which
+    a process takes its rows. warm_up: steps; decay_from: the share of the steps after which the rate falls to zero in
+    a line, 1 is never. ema: decay of the averaged weights that are exported, 0 is none. min_snr: gamma, 0 is none.
+
+    Chance of a row. drop_text: its caption left empty; drop_subject: the subject not read; drop_both. A row without
+    its subject teaches nothing here, as the frozen base is all that it sees, so both shares of it start at 0. flip,
+    elastic, blur: probabilities; rotation: degrees either way; scale_low, scale_high: of the framed subject.
+
+    Data. side: pixels of the square picture. latents: whether the samples hold its latent, so that no VAE is run.
+    shuffle: samples held by each stream. workers: of each process, which read.
+    """
+
+    checkpoint: str
+    shards: tuple[str, ...]
+    folder: str
+    family: str
+    controlnet: str = ""
+    clip_vision: str = ""
+    tower: str = ""
+    licence: str = ""
+    steps: int = 100_000
+    seed: int = 0
+    side: int = 512
+    latents: bool = False
+    batch: int = 16
+    accumulation: int = 1
+    learning_rate: float = 1e-5
+    warm_up: int = 500
+    decay_from: float = 1.0
+    weight_decay: float = 0.01
+    precision: str = "bf16"
+    gradient_checkpointing: bool = True
+    ema: float = 0.0
+    min_snr: float = 0.0
+    drop_text: float = 0.05
+    drop_subject: float = 0.0
+    drop_both: float = 0.0
+    flip: float = 0.5
+    rotation: float = 15.0
+    scale_low: float = 0.8
+    scale_high: float = 1.1
+    elastic: float = 0.5
+    blur: float = 0.3
+    res_blocks: int = 2
+    shuffle: int = 100
+    workers: int = 4
+    save_every: int = 1000
+    keep: int = 3
+    log_every: int = 50
+    sheet_every: int = 1000
+    sheet_rows: int = 4
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value, whole = getattr(self, name), isinstance(_default(name), int)
+            kind = "a whole number" if whole else "a number"
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise ValueError(f"{name} must be {kind}, but is {value!r:.60}.")
+            if not low <= value <= high:  # NaN too
+                raise ValueError(f"{name} must be between {low:g} and {high:g}, but is {value:g}.")
+        for name in ("checkpoint", "folder", "family", "controlnet", "clip_vision", "tower", "licence"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be text, but is {getattr(self, name)!r:.60}.")
+        for name in ("checkpoint", "folder", "family", "shards"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty.")
+        if not isinstance(self.shards, tuple) or not all(isinstance(shard, str) for shard in self.shards):
+            raise ValueError(f"shards must be a list of names, but is {self.shards!r:.60}.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, but is {self.precision!r:.60}.")
+        for name in ("gradient_checkpointing", "latents"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, but is {getattr(self, name)!r:.60}.")
+        if bool(self.clip_vision) == bool(self.tower):
+            raise ValueError("give one image tower, clip_vision or tower, and not both or none.")
+        if self.drop_text + self.drop_subject + self.drop_both > 1:
+            raise ValueError("drop_text, drop_subject and drop_both must not exceed 1 together.")
+        if self.side % 8:
+            raise ValueError(f"side must be a multiple of 8, but is {self.side}.")
+
+    def outcome(self) -> dict[str, Any]:
+        """The settings that each step's outcome depends on; two runs that agree here take the same steps."""
+        kept = {name: value for name, value in asdict(self).items() if name not in RUN_UNCHANGED}
+        if self.decay_from < 1:
+            kept["steps"] = self.steps
+        names = [shard.rpartition("/")[2] for shard in self.shards]  # they may lie elsewhere
+        return kept | {"layout": bool(self.controlnet), "shards": names}
+
+    def rows_of(self, processes: int) -> int:
+        """Rows that each of so many processes takes of a step. Raises ValueError where they cannot be shared out."""
+        if self.batch % (processes * self.accumulation):
+            raise ValueError(
+                f"batch {self.batch} cannot be shared out to {processes} processes in {self.accumulation} parts each; "
+                "make it a multiple of both."
+            )
+        return self.batch // processes
+
+    def rate(self, step: int) -> float:
+        """Learning rate of that step, counted from 0."""
+        left = 1.0 if self.decay_from == 1 else (1 - step / self.steps) / (1 - self.decay_from)
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up, max(0.0, left))
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in fields(PretrainingConfig) if field.name == name)
+
+
+def read_config(path: Path, **changed: Any) -> PretrainingConfig:
+    """The settings in a TOML file; names of files are relative to it. changed: fields to set otherwise.
+
+    Raises ValueError, in one sentence, for what is no such file.
+    """
+    try:
+        told = tomllib.loads(path.read_text()) | changed
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as TOML ({error}).") from error
+    known = {field.name for field in fields(PretrainingConfig)}
+    if unknown := sorted(told.keys() - known):
+        raise ValueError(f"{path} sets {unknown[0]!r:.60}, which is no setting; known are {', '.join(sorted(known))}.")
+    needed = {field.name for field in fields(PretrainingConfig) if field.default is MISSING}
+    if missing := sorted(needed - told.keys()):
+        raise ValueError(f"{path} must set {missing[0]}.")
+    if isinstance(told["shards"], list):  # TOML and JSON have no tuples
+        told["shards"] = tuple(told["shards"])
+    config = PretrainingConfig(**told)
+    files: dict[str, Any] = {"shards": tuple(_beside(path, shard) for shard in config.shards)}
+    for name in ("checkpoint", "controlnet", "clip_vision", "tower", "folder"):
+        files[name] = _beside(path, getattr(config, name))
+    return replace(config, **files)
+
+
+def _beside(path: Path, name: str) -> str:
+    """As it is where it is empty, absolute or an address (s3:, pipe:, https:)."""
+    address = ":" in name and not Path(name).drive
+    return name if not name or address else str(path.absolute().parent / name)
+
+
+def stratified_level(step: int, row: int, batch: int, levels: int, chance: float) -> int:
+    """The noise level of a row: uniform over all of them, each row of a batch from its own part, which moves on.
+
+    Ours: less noise between steps than independent draws. chance: uniform on 0..1.
+    """
+    return min(levels - 1, math.floor(((row + step) % batch + chance) / batch * levels))

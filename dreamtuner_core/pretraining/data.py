@@ -1,0 +1,253 @@
+"""WebDataset shards -> the rows of each step, resumable to the bit whatever the number of processes.
+
+A sample is a group of files of one name in a tar file:
+
+    NAME.picture.jpg     what is to be drawn: cut to the middle square and resized (png and webp too)
+    NAME.latent.npy      the picture as the VAE gives it, [C, h, w], where the settings say `latents`
+    NAME.txt             what it shows
+    NAME.hint.png        its layout, as the ControlNet reads it (depth, silhouette, ...); not needed without one
+    NAME.reference.png   the subject; where there is none, the picture itself
+    NAME.mask.png        where the subject is in the reference; where there is none, the reference's transparency
+
+Row i of every step comes from stream i: an endless one, whose n-th shard and the shuffle in it depend on (seed, i, n)
+alone, as in WebDataset's own resampling. So a place in it is two numbers, and no process needs another's data.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import webdataset
+from braceexpand import braceexpand
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..subject import PRESENT, frame
+from ..tuning.pairs import generator
+from .augment import Augmentation
+from .config import PretrainingConfig
+
+FRUITLESS = 8  # shards in a row without one usable sample, after which a stream gives up
+IMAGES = ("png", "jpg", "jpeg", "webp")
+Sample = Mapping[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a stream is: in its `shard`-th shard, `taken` samples of it used up; `skipped`: broken ones so far."""
+
+    shard: int = 0
+    taken: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """picture, hint: [3, S, S]; reference: [3, s, s] on white; all in 0..1. latent: [C, h, w], the picture's.
+
+    place: of the stream, after this row.
+    """
+
+    picture: Tensor
+    latent: Tensor | None
+    reference: Tensor
+    hint: Tensor | None
+    caption: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step: pictures, hints [B, 3, S, S], latents [B, C, h, w], references [B, 3, s, s], places [B, 3].
+
+    step, rows: which rows of the whole step these are; everything random of a row comes from them and the seed.
+    """
+
+    step: int
+    rows: range
+    pictures: Tensor
+    latents: Tensor | None
+    references: Tensor
+    hints: Tensor | None
+    captions: tuple[str, ...]
+    places: Tensor
+
+
+def batch_of(rows: Sequence[Row], step: int, numbers: range) -> Batch:
+    latents, hints = ([x for x in found if x is not None] for found in zip(*((r.latent, r.hint) for r in rows)))
+    return Batch(
+        step,
+        numbers,
+        torch.stack([row.picture for row in rows]),
+        torch.stack(latents) if latents else None,
+        torch.stack([row.reference for row in rows]),
+        torch.stack(hints) if hints else None,
+        tuple(row.caption for row in rows),
+        torch.tensor([row.place for row in rows]),
+    )
+
+
+def batches(
+    config: PretrainingConfig, tower_side: int, step: int, numbers: range, places: Sequence[Place]
+) -> Iterator[list[Batch]]:
+    """What one process takes of each step from `step` on: its parts. numbers, places: of its rows."""
+    rows, size = iter(_loader(Rows(config, tower_side, step, numbers, places))), len(numbers) // config.accumulation
+    for now in count(step):
+        yield [batch_of(list(islice(rows, size)), now, numbers[i : i + size]) for i in range(0, len(numbers), size)]
+
+
+def _loader(rows: Rows) -> DataLoader:
+    """Rows one by one, in order: each worker reads the same number of streams, and the loader asks them in turn."""
+    most = min(rows.config.workers, len(rows.numbers))
+    workers = next((n for n in range(most, 0, -1) if len(rows.numbers) % n == 0), 0)
+    ahead: dict[str, Any] = {"prefetch_factor": max(2, 2 * len(rows.numbers) // workers)} if workers else {}
+    return DataLoader(rows, batch_size=None, collate_fn=_as_it_is, num_workers=workers, **ahead)
+
+
+def _as_it_is(row: Any) -> Any:
+    return row
+
+
+class Rows(IterableDataset):
+    """The rows of these numbers, step by step, without end."""
+
+    def __init__(
+        self, config: PretrainingConfig, tower_side: int, step: int, numbers: range, places: Sequence[Place]
+    ) -> None:
+        self.config, self.tower_side, self.step, self.numbers, self.places = config, tower_side, step, numbers, places
+
+    def __iter__(self) -> Iterator[Row]:
+        worker = get_worker_info()
+        first, apart = (worker.id, worker.num_workers) if worker else (0, 1)
+        streams = [
+            stream(self.config, self.tower_side, number, self.step, place)
+            for number, place in list(zip(self.numbers, self.places, strict=True))[first::apart]
+        ]
+        while True:
+            yield from map(next, streams)
+
+
+def stream(config: PretrainingConfig, tower_side: int, number: int, step: int, place: Place) -> Iterator[Row]:
+    """Row `number` of that step and of every later one; place: where the stream was left.
+
+    What cannot be read is counted and skipped. Raises ValueError when nothing can be read any more.
+    """
+    urls = [url for shard in config.shards for url in braceexpand(shard)]
+    skipped, chances = place.skipped, ("flip", "rotation", "scale_low", "scale_high", "elastic", "blur")
+    augmented = Augmentation(tower_side, **{name: getattr(config, name) for name in chances})
+    fruitless, trouble = 0, "they are empty"
+    for shard in count(place.shard):
+        fruitless += 1
+        for taken, sample in enumerate(_samples(config, urls, number, shard), start=1):
+            if shard == place.shard and taken <= place.taken:  # used up before this run
+                continue
+            try:
+                row = decoded(sample, config, tower_side)
+            except Exception as error:  # whatever a decoder says of foreign bytes
+                skipped, trouble = skipped + 1, f"{type(error).__name__}: {error}"
+                continue
+            seed = generator("augment", config.seed, step, number).initial_seed()
+            yield replace(row, reference=augmented(row.reference, seed), place=Place(shard, taken, skipped))
+            step, fruitless = step + 1, 0
+        if fruitless == FRUITLESS:
+            raise ValueError(f"{FRUITLESS} shards in a row hold no usable sample ({trouble:.200}); see to the shards.")
+
+
+def _samples(config: PretrainingConfig, urls: Sequence[str], number: int, shard: int) -> Iterator[Sample | Exception]:
+    """A stream's shard, shuffled; what its tar file could not give stands as the error."""
+    chance, broken = random.Random(f"{config.seed}:{number}:{shard}"), []
+
+    def note(error: Exception) -> bool:
+        broken.append(error)
+        return True  # and go on
+
+    samples = webdataset.DataPipeline(
+        webdataset.SimpleShardList([urls[chance.randrange(len(urls))]]),
+        webdataset.tarfile_to_samples(handler=note),
+        webdataset.shuffle(config.shuffle, rng=chance),
+    )
+    for sample in samples:
+        yield from broken
+        broken.clear()
+        yield sample
+    yield from broken
+
+
+def usable(config: PretrainingConfig, tower_side: int) -> list[Row]:
+    """The first few samples that can be read, not augmented: the rows of every sheet. Raises ValueError for none."""
+    urls, rows = [url for shard in config.shards for url in braceexpand(shard)], list[Row]()
+    samples = webdataset.DataPipeline(
+        webdataset.SimpleShardList(urls), webdataset.tarfile_to_samples(handler=webdataset.ignore_and_continue)
+    )
+    for sample in samples:
+        try:
+            rows.append(decoded(sample, config, tower_side))
+        except Exception:  # whatever a decoder says of foreign bytes; the streams count them
+            continue
+        if len(rows) == config.sheet_rows:
+            break
+    if not rows:
+        raise ValueError("the shards hold no usable sample to draw a sheet of; see to them, or set sheet_every to 0.")
+    return rows
+
+
+def decoded(sample: Sample | Exception, config: PretrainingConfig, tower_side: int) -> Row:
+    """A sample as a row, not yet augmented. Raises whatever is wrong with it."""
+    if isinstance(sample, Exception):
+        raise sample
+    picture = _image(sample, "picture")
+    reference = _image(sample, "reference") if _holds(sample, "reference") else picture
+    mask = _image(sample, "mask").convert("L") if _holds(sample, "mask") else _transparency(reference)
+    if mask.size != reference.size:
+        raise ValueError(f"the mask is {mask.size}, but its picture is {reference.size}")
+    if np.asarray(mask).max() <= PRESENT * 255:
+        raise ValueError("the mask is empty")
+    framed = frame(_pixels(reference.convert("RGB")).movedim(0, -1)[None], _pixels(mask), tower_side)[0][0]
+    hint = _pixels(_square(_image(sample, "hint"), config.side)) if config.controlnet else None
+    latent = _latent(sample) if config.latents else None
+    caption = sample["txt"].decode().strip()
+    return Row(_pixels(_square(picture, config.side)), latent, framed.movedim(-1, 0), hint, caption, Place())
+
+
+def _latent(sample: Sample) -> Tensor:
+    latent = torch.from_numpy(np.load(io.BytesIO(sample["latent.npy"]), allow_pickle=False)).float()
+    if latent.ndim != 3 or not torch.isfinite(latent).all():
+        raise ValueError(f"the latent must be [C, h, w] and finite, but is {tuple(latent.shape)}")
+    return latent
+
+
+def _holds(sample: Sample, part: str) -> bool:
+    return any(f"{part}.{kind}" in sample for kind in IMAGES)
+
+
+def _image(sample: Sample, part: str) -> Image.Image:
+    kind = next((kind for kind in IMAGES if f"{part}.{kind}" in sample), None)
+    if kind is None:
+        raise ValueError(f"{sample['__key__']} has no {part}")
+    image = Image.open(io.BytesIO(sample[f"{part}.{kind}"]))
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def _transparency(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        raise ValueError("the reference has neither a mask nor transparency")
+    return image.convert("RGBA").getchannel("A")
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    """The middle, in colour; by area where it shrinks."""
+    return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """[3 or 1, H, W] in 0..1."""
+    pixels = torch.from_numpy(np.array(image)).float() / 255
+    return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)

@@ -1,0 +1,126 @@
+"""The training loop: one object that takes one step at a time, and can be put away and taken up again.
+
+Everything random comes from (seed, step, row), so a run that is stopped anywhere and resumed, with as many processes or
+with others, takes the very steps that an unbroken one takes: to the bit with as many, else to the order of a sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..encoder import SubjectEncoder
+from .config import PretrainingConfig
+from .data import Batch, Place, batches
+from .objective import Base, Objective
+
+LARGEST_GRADIENT = 1.0  # norm over all parameters; larger ones are scaled down to it
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+
+
+class Taken(NamedTuple):
+    """One step. loss: its mean; skipped: broken samples since the beginning; stop: some process was asked to."""
+
+    loss: float
+    skipped: int
+    stop: bool
+
+
+class Pretraining:
+    """A pre-training in progress; every process has one. accelerator: Hugging Face's, which knows the others."""
+
+    def __init__(self, config: PretrainingConfig, base: Base, encoder: SubjectEncoder, accelerator: Any) -> None:
+        self.config, self.base, self.accelerator = config, base, accelerator
+        self.step, self.places = 0, torch.zeros(config.batch, len(Place._fields), dtype=torch.int64)
+        rows = config.rows_of(accelerator.num_processes)
+        self.rows = range(accelerator.process_index * rows, (accelerator.process_index + 1) * rows)
+        encoder.requires_grad_(False)
+        for parameter in encoder.learned():
+            parameter.requires_grad_(True)
+        self.objective = accelerator.prepare(Objective(config, base, encoder))  # shares gradients among the processes
+        self.encoder = encoder
+        self.parameters = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
+        self.averages = {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, weight_decay=config.weight_decay)
+        self.batches: Iterator[list[Batch]] | None = None
+        self.whole = True  # whether the state is that after `step` steps, and not on the way to the next
+        self.stop = False  # set from outside: the step that is under way is the last
+
+    def advance(self) -> Taken:
+        """Take one step. Where a process is lost, the exception leaves the state as it was before the step."""
+        if self.batches is None:
+            left = [Place(*self.places[row].tolist()) for row in self.rows]
+            self.batches = batches(self.config, self.base.tower_side, self.step, self.rows, left)
+        parts = next(self.batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for i, part in enumerate(parts, start=1):
+            with ExitStack() as hooks:
+                if i < len(parts):
+                    hooks.enter_context(self.accelerator.no_sync(self.objective))
+                loss = self.objective(part, hooks)  # [rows of the part]
+                self.accelerator.backward(loss.mean() / len(parts))
+                losses.append(loss.detach())
+        taken, places = self._gathered(torch.cat([part.places for part in parts]), torch.cat(losses))
+        if not math.isfinite(taken.loss):
+            raise ValueError(
+                f"the loss is no number any more (step {self.step + 1}); lower learning_rate, or set precision to fp32."
+            )
+        self.whole = False
+        self._update()
+        self.step, self.places, self.whole = self.step + 1, places, True
+        return taken
+
+    def _gathered(self, places: Tensor, losses: Tensor) -> tuple[Taken, Tensor]:
+        """What all processes say of their rows; the same in each. One exchange, and the last of a step."""
+        stop = torch.full((len(losses), 1), float(self.stop), dtype=torch.float64)
+        mine = torch.cat([places.double(), losses[:, None].double().cpu(), stop], dim=1)
+        every = self.accelerator.gather(mine.to(self.accelerator.device)).cpu()  # [batch, 5], in the rows' order
+        taken = Taken(float(every[:, 3].mean()), int(every[:, 2].sum()), bool(every[:, 4].any()))
+        return taken, every[:, :3].long()
+
+    def _update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), LARGEST_GRADIENT)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(self.step)
+        self.optimizer.step()
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))  # quicker at the start
+        for name, average in self.averages.items():
+            average.lerp_(self.parameters[name].detach(), 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, copied to the CPU."""
+        state = {"step": torch.tensor(self.step), "places": self.places}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state.get(parameter, {})
+            state |= {f"parameter.{name}": parameter.detach()}
+            state |= {f"optimizer.{name}.{key}": moments[key] for key in MOMENTS if key in moments}
+        state |= {f"average.{name}": average for name, average in self.averages.items()}
+        return {name: x.to("cpu", copy=True).contiguous() for name, x in state.items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state. Raises ValueError, with nothing changed, for one of another encoder."""
+        expected = {f"parameter.{name}": p.shape for name, p in self.parameters.items()}
+        expected |= {f"average.{name}": x.shape for name, x in self.averages.items()}
+        if expected != {name: x.shape for name, x in state.items() if name.startswith(("parameter.", "average."))}:
+            raise ValueError("the checkpoint holds other parameters than this encoder has; give a folder of its own.")
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[f"parameter.{name}"])
+            moments = {key: state[f"optimizer.{name}.{key}"] for key in MOMENTS if f"optimizer.{name}.{key}" in state}
+            # AdamW keeps its own count of steps on the CPU, and the moments beside their parameter
+            self.optimizer.state[parameter] = {
+                key: x.clone() if key == "step" else x.to(parameter.device, copy=True) for key, x in moments.items()
+            }
+        for name, average in self.averages.items():
+            average.copy_(state[f"average.{name}"])
+        self.step, self.places, self.batches = int(state["step"]), state["places"].clone(), None
+
+    def learned(self) -> dict[str, Tensor]:
+        """The weights to be used: averaged where that is wanted."""
+        return self.averages or {name: p.detach() for name, p in self.parameters.items()}

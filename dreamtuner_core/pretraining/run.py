@@ -1,0 +1,164 @@
+"""A whole run: steps, checkpoints, the log, sheets, and an end in good order whatever ends it."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .. import encoder_file
+from ..encoder import SubjectEncoder
+from . import checkpoint
+from .data import Row, usable
+from .loop import Pretraining, Taken
+
+ENCODER, LOG = "subject_encoder.safetensors", "loss.csv"
+COLUMNS = ("step", "loss", "rate", "pictures_a_second", "skipped")
+
+
+class Unfinished(RuntimeError):
+    """A run ended before its last step and can be resumed; the message is one clear sentence."""
+
+
+def run(training: Pretraining) -> Path:
+    """Train to the configuration's last step, from the newest checkpoint of its folder; gives the encoder's file.
+
+    Raises Unfinished where a signal or a lost process ends it: the same command, given again, goes on.
+    """
+    config, folder = training.config, Path(training.config.folder)
+    if found := checkpoint.checkpoints(folder):
+        training.load_state(checkpoint.load(found[-1], config))
+    first = training.accelerator.is_main_process
+    report = Report(training) if first else None
+    again = training.base.recomputed() if config.gradient_checkpointing else nullcontext()
+    with _ending_after_a_step(training), again:
+        while training.step < config.steps:
+            taken = _step(training, folder)
+            if report:
+                report.after(taken)
+            if training.step % config.save_every == 0 or training.step == config.steps or taken.stop:
+                if first:
+                    keep(training)
+                training.accelerator.wait_for_everyone()
+            if taken.stop and training.step < config.steps:
+                raise Unfinished(f"Stopped after step {training.step} of {config.steps}. {_resume(folder)}")
+    return folder / ENCODER
+
+
+def _step(training: Pretraining, folder: Path) -> Taken:
+    """One step; where another process or a reader is gone, what this one has is kept."""
+    try:
+        return training.advance()
+    except RuntimeError as error:  # torch's, of a broken connection, a killed reader, a full device
+        if training.accelerator.is_main_process and training.whole and training.step:
+            keep(training)
+        raise Unfinished(
+            f"Something was lost in step {training.step + 1} ({' '.join(str(error).split())[:200]}). {_resume(folder)}"
+        ) from error
+
+
+def _resume(folder: Path) -> str:
+    newest = checkpoint.checkpoints(folder)[-1:]
+    kept = f"All up to it is in {newest[0]}" if newest else "Nothing was kept yet"
+    return f"{kept}; the same command, given again, goes on from there."
+
+
+def keep(training: Pretraining) -> None:
+    """The checkpoint, and the encoder as it is now in the file that Load Subject Encoder reads."""
+    config, folder = training.config, Path(training.config.folder)
+    checkpoint.save(folder, training.step, training.state(), config)
+    export(training.encoder, training, folder / ENCODER)
+
+
+def export(encoder: SubjectEncoder, training: Pretraining, path: Path) -> None:
+    """Write the encoder with the weights to be used (averaged ones where that is wanted)."""
+    told = {"steps": training.step, "pictures": training.step * training.config.batch}
+    weights = encoder.state_dict() | training.learned()
+    copy = SubjectEncoder(encoder.config, device="meta")
+    copy.load_state_dict(weights, assign=True)
+    origin = encoder_file.Origin(told | training.config.outcome(), training.config.licence)
+    encoder_file.save(path, copy, origin)
+
+
+class Report:
+    """The first process's: a line now and then, loss.csv, and fixed-seed sheets."""
+
+    def __init__(self, training: Pretraining) -> None:
+        self.training, self.config = training, training.config
+        self.folder = Path(self.config.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.losses: list[float] = []
+        self.began = time.monotonic()
+        self._shorten_log()
+        self.rows: list[Row] = usable(self.config, training.base.tower_side) if self.config.sheet_every else []
+        self._print(
+            f"{sum(p.numel() for p in training.parameters.values()):,} weights learn, from step {training.step}"
+        )
+
+    def after(self, taken: Taken) -> None:
+        """Note a step."""
+        self.losses.append(taken.loss)
+        step, every = self.training.step, self.config.sheet_every
+        if step % self.config.log_every == 0 or step == self.config.steps or taken.stop:
+            self._line(taken)
+        if every and (step % every == 0 or step == self.config.steps):
+            began = time.monotonic()
+            self._sheet()
+            self.began += time.monotonic() - began
+
+    def _line(self, taken: Taken) -> None:
+        seconds, step = time.monotonic() - self.began, self.training.step
+        speed = len(self.losses) * self.config.batch / seconds
+        loss = sum(self.losses) / len(self.losses)
+        with (self.folder / LOG).open("a", newline="") as file:
+            csv.writer(file).writerow([step, loss, self.config.rate(step - 1), f"{speed:.2f}", taken.skipped])
+        self._print(
+            f"step {step} of {self.config.steps}, loss {loss:.4f}, {speed:.1f} pictures/s, skipped {taken.skipped}"
+        )
+        self.losses, self.began = [], time.monotonic()
+
+    def _sheet(self) -> None:
+        path = self.folder / f"sheet_{self.training.step:09}.png"
+        encoder = self.folder / f"{path.stem}.safetensors"
+        try:
+            export(self.training.encoder, self.training, encoder)
+            sheet = self.training.base.sheet(encoder, self.rows)
+        finally:
+            encoder.unlink(missing_ok=True)
+        Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().numpy().astype(np.uint8)).save(path)
+        self._print(f"drew {path}")
+
+    def _shorten_log(self) -> None:
+        """Drop what a run that was cut off noted after its last checkpoint."""
+        path = self.folder / LOG
+        lines = list(csv.reader(path.read_text().splitlines())) if path.is_file() else []
+        kept = [line for line in lines[1:] if line and int(line[0]) <= self.training.step]
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *kept])
+
+    @staticmethod
+    def _print(text: str) -> None:
+        print(f"pretraining: {text}", flush=True)
+
+
+@contextmanager
+def _ending_after_a_step(training: Pretraining) -> Iterator[None]:
+    """SIGINT and SIGTERM, as a cluster sends before it takes its machine back, end the run after the step."""
+
+    def ask(number: int, frame: Any) -> None:
+        training.stop = True
+        signal.signal(number, signal.SIG_DFL)  # the second one is meant
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,97 @@
+"""A step of the subject encoder's pre-training against the U-Net's own: forward, backward to all its weights.
+
+The step reads the paper's tower (ViT-H/14: 257 tokens, five layers), has S-E-A in every transformer block, goes back
+to what learns and takes one AdamW step. Tower, text encoder, VAE and ControlNet are left out of both. Below 1 where the
+frozen weights' own gradients, which it does not compute, cost more than S-E-A does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lab.bench_run import Plan, ratios_between
+from lab.bench_unet import POOLED, TEXT_TOKENS, random_unet
+from lab.inside import PACK
+
+TOWER = {"tower_layers": 32, "tower_width": 1280, "tokens": 257}
+TIMES = 6 * 256  # SDXL's y: six sizes, embedded
+
+
+def training_row(plan: Plan, batch: int = 1) -> dict[str, Any]:
+    """The figures of one model, its steps taken in turns with the plain ones."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.inference_mode(False), torch.enable_grad():
+        plain, step = _steps(plan, batch)
+        flops = []
+        for run in (plain, step):  # a warm-up of both
+            with FlopCounterMode(display=False) as counter:
+                run()
+            flops.append(counter.get_total_flops())
+        plains, steps = [_seconds(plain)], []
+        for _ in range(min(plan.repeats, 4)):
+            steps.append(_seconds(step))
+            plains.append(_seconds(plain))
+    ratios = ratios_between(steps, plains)
+    return {
+        "model": plan.model,
+        "batch": batch,
+        "latent": plan.latent,
+        "ratio": statistics.median(ratios),
+        "spread": max(ratios) - min(ratios),
+        "floor": flops[1] / flops[0],
+        "plain_seconds": statistics.median(plains),
+        "ratios": ratios,
+    }
+
+
+def _steps(plan: Plan, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    import torch
+
+    encoder_module = importlib.import_module(f"{PACK}.dreamtuner_core.encoder")
+    with torch.no_grad():
+        patcher = random_unet(plan.model)
+    unet = patcher.model.diffusion_model
+    device, dtype = patcher.load_device, patcher.model.get_dtype()
+    config = encoder_module.EncoderConfig.for_unet(unet, plan.model, **TOWER)
+    encoder = encoder_module.SubjectEncoder(config).to(device)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-5)
+    blocks = encoder_module.transformer_blocks(unet)
+    more = {"y": torch.randn(batch, POOLED + TIMES, device=device, dtype=dtype)} if unet.num_classes else {}
+    x = torch.randn(batch, 4, plan.latent, plan.latent, device=device, dtype=dtype)
+    text = torch.randn(batch, TEXT_TOKENS, config.context_width, device=device, dtype=dtype)
+    states = torch.randn(batch, len(config.layers), config.tokens, config.tower_width, device=device)
+    level = torch.full((batch,), 500.0, device=device)
+
+    def loss() -> Any:
+        return unet(x, level, context=text, **more).float().square().mean()
+
+    def plain() -> None:
+        unet.requires_grad_(True)
+        loss().backward()
+        unet.requires_grad_(False)
+        unet.zero_grad(set_to_none=True)
+
+    def step() -> None:
+        autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        with autocast, encoder_module.inserted(encoder, blocks, encoder.tokens(states)):
+            loss().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return plain, step
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    import torch
+
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,80 @@
+"""Shards for the subject encoder's pre-training on the mini base: a drawing cut out, and a picture that shows it.
+
+Only training drawings (held_out.json); the two share the turned hue, and the silhouette is the layout. What the files
+are called is said in dreamtuner_core/pretraining/data.py.
+"""
+
+import io
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+
+from .compose import HUE_TURNED, REPEATED, arrange, turn_hue
+from .config import Preset
+from .export import SD_SCALE
+from .pictures import artwork_by_word
+from .scenes import SCENES
+from .train_autoencoder import load_autoencoder
+
+REFERENCE_SIDE = 160  # of the drawing's longer side; the trainer frames it for the image tower
+SHARD, BATCH = 500, 16  # samples
+
+
+def samples(archive: Path, concepts: dict[str, str], side: int, count: int) -> Iterator[dict[str, object]]:
+    """Each from its own seed."""
+    artwork = artwork_by_word(archive, concepts, held_out=False)
+    for number in range(count):
+        rng = np.random.default_rng([2, number])  # 0 and 1 are the base's own pictures
+        word, scene = list(artwork)[rng.integers(len(artwork))], list(SCENES)[rng.integers(len(SCENES))]
+        drawing = artwork[word][rng.integers(len(artwork[word]))]
+        if rng.random() < HUE_TURNED:
+            drawing = turn_hue(drawing, rng.random())
+        copies = 2 if rng.random() < REPEATED else 1
+        picture = arrange([drawing] * copies, [word] * copies, scene, side, rng)
+        yield {
+            "__key__": f"{number:06}",
+            "picture": picture.pixels,
+            "hint.png": png(Image.fromarray(picture.mask)),
+            "reference.webp": webp(shrunk(drawing, REFERENCE_SIDE)),
+            "txt": picture.caption,
+        }
+
+
+def write_shards(folder: Path, work: Path, archive: Path, preset: Preset, count: int) -> None:
+    """Fill the folder, with the latents of the autoencoder in `work`; it stands there when it is whole."""
+    partial = folder.with_suffix(".part")
+    partial.mkdir(parents=True, exist_ok=True)
+    autoencoder, made = load_autoencoder(work, preset), samples(archive, preset.concepts, preset.side, count)
+    with webdataset.ShardWriter(str(partial / "%04d.tar"), maxcount=SHARD, verbose=0) as writer:
+        while some := list(islice(made, BATCH)):
+            pictures = torch.stack([torch.from_numpy(sample["picture"].copy()) for sample in some])
+            with torch.inference_mode():
+                latents = autoencoder.encode(pictures.permute(0, 3, 1, 2).float() / 255) / SD_SCALE
+            for sample, latent in zip(some, latents):
+                picture = webp(Image.fromarray(sample.pop("picture")))
+                writer.write(sample | {"picture.webp": picture, "latent.npy": latent.half().numpy()})
+    partial.rename(folder)
+    print(f"wrote {count} samples to {folder}")
+
+
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    return image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BOX)
+
+
+def webp(image: Image.Image) -> bytes:
+    """Without loss; `exact` keeps the colours under what is transparent."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", lossless=True, quality=20, method=0, exact=True)
+    return file.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,61 @@
+"""The mini base's subject encoder: what the pack's pre-training needs, and then that pre-training itself."""
+
+import argparse
+import importlib
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+
+from lab import inside
+
+from .config import Preset
+from .encoder_data import write_shards
+from .sheet import import_host
+from .train_tower import train_tower
+
+CONFIG = Path(__file__).parent / "encoder.toml"
+ENCODER = "mini_encoder.safetensors"
+
+
+def pack(module: str) -> ModuleType:
+    """A module of the method, in the one copy of the pack."""
+    return importlib.import_module(f"{inside.PACK}.dreamtuner_core.{module}")
+
+
+def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
+    """Shards, image tower, pre-training; beside the base's weights then lies the encoder's file.
+
+    As one of several processes (torchrun -m lab.mini encoder) it expects shards and tower to be there.
+    """
+    import_host(args.host)
+    inside.import_pack()
+    shards, tower = args.folder / "encoder_shards", args.folder / "tower.safetensors"
+    if not shards.is_dir():
+        write_shards(shards, args.folder, args.archive, preset, args.samples)
+    if not tower.is_file():
+        train_tower(tower, args.archive, pack)
+    files = {
+        "checkpoint": args.weights,
+        "controlnet": "" if args.without_layout else args.weights.with_name("mini_control.safetensors"),
+        "tower": tower,
+        "folder": args.folder / ("encoder_without_layout" if args.without_layout else "encoder"),
+    }
+    changed: dict[str, object] = {name: str(path.absolute()) if path else "" for name, path in files.items()}
+    changed["shards"] = sorted(str(path.absolute()) for path in shards.glob("*.tar"))
+    if args.encoder_steps:
+        changed["steps"] = args.encoder_steps
+    settings = [part for name, value in changed.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    code = pack("pretraining.__main__").main([str(CONFIG), "--comfyui", str(args.host), *settings])
+    trained = Path(files["folder"]) / "subject_encoder.safetensors"
+    if not args.without_layout and int(os.environ.get("RANK", "0")) == 0 and trained.is_file():
+        publish(trained, args.weights.with_name(ENCODER))  # as far as it came
+    if code:
+        raise SystemExit(code)
+
+
+def publish(trained: Path, path: Path) -> None:
+    """The encoder in fp16."""
+    encoder, origin = pack("encoder_file").read(trained)
+    pack("encoder_file").save(path, encoder.half(), origin)
+    print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")

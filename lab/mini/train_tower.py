@@ -1,0 +1,76 @@
+"""The image tower that the mini base's subject encoder carries, trained on the training drawings in a few minutes.
+
+Two aims: of two views of one drawing in one hue, among other drawings and hues, each finds the other (InfoNCE, van den
+Oord et al., arXiv 1807.03748); and each token tells what its patch looks like, so that colour and place are kept.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .artwork import training_artwork
+from .compose import turn_hue
+
+HUES = 4  # looks of each drawing
+BATCH, STEPS, LEARNING_RATE = 24, 150, 2e-3
+TEMPERATURE, PIXELS_WEIGHT = 0.1, 10.0
+CELLS = 4  # a token tells its patch at 4x4 colours
+
+
+def drawings(archive: Path, side: int, frame: Any) -> Tensor:
+    """[drawings, hues, 3, side, side]: each training drawing framed on white, as the encode node does."""
+    looks = []
+    for images in training_artwork(archive).values():
+        for image in images:
+            image.thumbnail((2 * side, 2 * side))
+            for turn in range(HUES):
+                pixels = torch.from_numpy(np.array(turn_hue(image, turn / HUES))).float()[None] / 255
+                looks.append(frame(pixels[..., :3], pixels[..., 3], side)[0][0].movedim(-1, 0))
+    return torch.stack(looks).unflatten(0, (-1, HUES))
+
+
+def train_tower(path: Path, archive: Path, pack: Any, steps: int = STEPS) -> None:
+    """Train and write the tower. pack: gives the pack's modules by name."""
+    tower_module, augment = pack("tower"), pack("pretraining.augment")
+    torch.manual_seed(0)
+    config = tower_module.TowerConfig(width=96, layers=4, heads=4)
+    tower, tell = tower_module.ImageTower(config), nn.Linear(config.width, 3 * CELLS**2)
+    looks = drawings(archive, config.side, pack("subject").frame)
+    views = augment.Augmentation(config.side, elastic=0.0, blur=0.0).steps  # the cheap ones
+    parameters = [*tower.parameters(), *tell.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.02)
+    began, right = time.monotonic(), 0.0
+    for step in range(steps):
+        torch.manual_seed(step)
+        rows = torch.randperm(len(looks) * HUES)[:BATCH]
+        with torch.no_grad():
+            pictures = (1 - views(1 - looks.flatten(0, 1)[rows].repeat(2, 1, 1, 1))).clamp(0, 1)  # [2 B, 3, s, s]
+        tokens = tower.norm(tower.hidden_states(pictures, [config.layers])[:, 0])  # [2 B, T, W]
+        a, b = F.normalize(tokens.mean(1), dim=-1).chunk(2)
+        alike = a @ b.T / TEMPERATURE
+        same = torch.arange(BATCH)
+        found = (F.cross_entropy(alike, same) + F.cross_entropy(alike.T, same)) / 2
+        told = F.mse_loss(tell(tokens), patches(pictures, config.patch))
+        optimiser.zero_grad()
+        (found + PIXELS_WEIGHT * told).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20, 2.5 * (1 - step / steps))
+        optimiser.step()
+        right = 0.95 * right + 0.05 * (alike.argmax(1) == same).float().mean().item()
+        if (step + 1) % 10 == 0 or step + 1 == steps:
+            seconds = time.monotonic() - began
+            print(f"tower {step + 1}/{steps} finds {right:.0%}, pixels {told.item():.4f}, {seconds:.0f} s", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pack("pretraining.tower_file").save_tower(path, tower)
+
+
+def patches(pictures: Tensor, patch: int) -> Tensor:
+    """[B, 3, s, s] -> [B, T, 3 * CELLS^2], the colours of each token's patch."""
+    cells = F.avg_pool2d(pictures, patch // CELLS).unfold(2, CELLS, CELLS).unfold(3, CELLS, CELLS)
+    return cells.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)

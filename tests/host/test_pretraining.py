@@ -1,0 +1,244 @@
+"""The pre-training on the host: the mini base, a ControlNet in the host's own layout, and the file that comes out."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import comfy.supported_models
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from dreamtuner_pack.dreamtuner_core.encoder import inserted
+from dreamtuner_pack.dreamtuner_core.host.frozen_base import FrozenBase
+from dreamtuner_pack.dreamtuner_core.host.subject_encoder import load_encoder
+from dreamtuner_pack.dreamtuner_core.pretraining.__main__ import main, pretrain
+from dreamtuner_pack.dreamtuner_core.pretraining.config import PretrainingConfig
+from dreamtuner_pack.dreamtuner_core.pretraining.data import Batch
+from dreamtuner_pack.dreamtuner_core.pretraining.objective import Objective
+from dreamtuner_pack.dreamtuner_core.pretraining.tower_file import save_tower
+from dreamtuner_pack.dreamtuner_core.tower import ImageTower, TowerConfig
+from families import draw_weights
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lab.inside import host_tree
+from lab.mini.__main__ import WEIGHTS
+from lab.mini.config import PRESETS
+from lab.mini.controlnet import ControlNet
+from lab.mini.unet import UNet
+
+SIDE = 64
+CAPTIONS = ("a cat, on grass", "")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _mini_family() -> Iterator[None]:
+    known = list(comfy.supported_models.models)
+    import lab.mini_family  # noqa: F401  it adds to the host's list
+
+    yield
+    comfy.supported_models.models[:] = known
+
+
+@pytest.fixture(autouse=True)
+def _as_in_the_trainer() -> Iterator[None]:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    with torch.inference_mode(False):
+        yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A ControlNet and an image tower with drawn weights, and a shard of four samples."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    preset = PRESETS["cpu"]
+    with torch.inference_mode(False):
+        unet = UNet(
+            *(preset.model_channels, preset.channel_mult, preset.num_res_blocks),
+            *(preset.num_head_channels, preset.context_dim),
+        )
+        control, tower = ControlNet(unet), ImageTower(TowerConfig(side=32, patch=8, width=16, layers=3, heads=2))
+        draw_weights(control, 1), draw_weights(tower, 2)
+        save_file(control.state_dict(), folder / "control.safetensors")
+        save_tower(folder / "tower.safetensors", tower)
+    chance = np.random.default_rng(0)
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for number in range(4):
+            pixels = {"picture": (SIDE, SIDE, 3), "hint": (SIDE, SIDE), "reference": (40, 30, 4)}
+            for name, shape in pixels.items():
+                png = io.BytesIO()
+                Image.fromarray(chance.integers(0, 255, shape, np.uint8)).save(png, "PNG")
+                add(tar, f"{number}.{name}.png", png.getvalue())
+            add(tar, f"{number}.txt", CAPTIONS[number % 2].encode())
+    named = {"controlnet": "control.safetensors", "tower": "tower.safetensors"}
+    return {name: str(folder / file) for name, file in named.items()} | {"shard": str(folder / "0.tar")}
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def settings(files: dict[str, str], folder: Path, **changed: Any) -> dict[str, Any]:
+    return {
+        "checkpoint": str(WEIGHTS),
+        "controlnet": files["controlnet"],
+        "tower": files["tower"],
+        "shards": [files["shard"]],
+        "folder": str(folder),
+        "family": "mini",
+        "side": SIDE,
+        "batch": 2,
+        "steps": 2,
+        "learning_rate": 1e-3,
+        "warm_up": 1,
+        "precision": "fp32",
+        "workers": 0,
+        "sheet_every": 0,
+    } | changed
+
+
+def rows(generator: torch.Generator, controlled: bool = True) -> Batch:
+    def pixels(side: int) -> torch.Tensor:
+        return torch.rand(2, 3, side, side, generator=generator)
+
+    return Batch(
+        *(0, range(2), pixels(SIDE), None, pixels(32)),
+        *(pixels(SIDE) if controlled else None, CAPTIONS, torch.zeros(2, 3, dtype=torch.int64)),
+    )
+
+
+def test_the_layout_is_the_hosts_own(files: dict[str, str]) -> None:
+    """What the U-Net says with our way around the host's in-place addition is what it says with the host's way."""
+    base = FrozenBase(str(WEIGHTS), torch.float32, files["controlnet"])
+    generator = torch.Generator().manual_seed(0)
+    noisy, hints = torch.randn(2, 4, 8, 8, generator=generator), torch.rand(2, 3, SIDE, SIDE, generator=generator)
+    sigma = base.levels[[300, 700]]
+    noisy = noisy * torch.sqrt(1 + sigma**2)[:, None, None, None]
+    with torch.no_grad():
+        ours = base.predict(noisy, sigma, CAPTIONS, hints)
+        plain = base.predict(noisy, sigma, CAPTIONS, None)
+        told = base.told(noisy, CAPTIONS)
+        base.control.pre_run(base.model.model, base.model.model.model_sampling.percent_to_sigma)
+        base.control.set_cond_hint(hints).cond_hint = None
+        control = base.control.get_control(noisy, sigma, told, 1, {})
+        x0 = base.model.model.apply_model(noisy, sigma, **told, control=control, transformer_options={})
+        sampling = base.model.model.model_sampling
+        torch.testing.assert_close(sampling.calculate_denoised(sigma, ours, noisy), x0)
+    assert float((ours - plain).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_pass_the_host_to_the_encoder_alone(files: dict[str, str], checkpointing: bool) -> None:
+    base = FrozenBase(str(WEIGHTS), torch.float32, files["controlnet"])
+    tower = ImageTower(TowerConfig(side=32, patch=8, width=16, layers=3, heads=2))
+    draw_weights(tower, 2)
+    torch.manual_seed(0)
+    encoder = base.encoder("mini", tower).requires_grad_(False)
+    for parameter in encoder.learned():
+        parameter.requires_grad_(True)
+    config = PretrainingConfig(**settings(files, Path("none")) | {"shards": ("none",)})
+    objective, gradients = Objective(config, base, encoder), []
+    batch = rows(torch.Generator().manual_seed(1))
+    for _ in range(2):  # at first the way back ends at the zero output projections
+        encoder.zero_grad()
+        with ExitStack() as hooks:
+            if checkpointing:
+                hooks.enter_context(base.recomputed())
+            loss = objective(batch, hooks).mean()
+            loss.backward()
+        gradients.append({name: p.grad for name, p in encoder.named_parameters() if p.grad is not None})
+        with torch.no_grad():
+            for parameter in encoder.learned():
+                parameter -= 0.1 * parameter.grad
+    outputs = {name: g for name, g in gradients[0].items() if "to_out" in name}
+    assert all(float(g.abs().max()) > 0 for g in outputs.values())
+    assert all(float(g.abs().max()) > 0 for g in gradients[1].values())
+    assert all(not name.startswith("tower.") for name in gradients[1])
+    frozen = [*base.unet.parameters(), *base.control.control_model.parameters(), *base.clip.patcher.model.parameters()]
+    assert all(parameter.grad is None for parameter in frozen)
+    # the slope along the gradient, by differences, in what the host computes
+    name = next(iter(outputs))
+    weight = dict(encoder.named_parameters())[name]
+    with torch.no_grad(), ExitStack() as hooks:
+        weight.grad = None
+        before = weight.clone()
+        values = []
+        for sign in (1, -1):
+            weight.copy_(before + sign * 1e-2 * outputs[name] / outputs[name].norm())
+            with ExitStack() as inner:
+                values.append(float(objective(batch, inner).mean().double()))
+        weight.copy_(before)
+    encoder.zero_grad()
+    with ExitStack() as hooks:
+        objective(batch, hooks).mean().backward()
+    slope = float((dict(encoder.named_parameters())[name].grad * outputs[name]).sum() / outputs[name].norm())
+    assert (values[0] - values[1]) / 2e-2 == pytest.approx(slope, rel=0.05, abs=1e-4)
+
+
+def test_a_whole_run_and_the_file_in_the_host(files: dict[str, str], tmp_path: Path) -> None:
+    told = settings(files, tmp_path / "run", gradient_checkpointing=True, sheet_every=2, sheet_rows=1)
+    lines = [f"{name} = {json.dumps(value)}" for name, value in told.items()]
+    (tmp_path / "run.toml").write_text("\n".join(lines))
+    assert main([str(tmp_path / "run.toml"), "--comfyui", str(host_tree())]) == 0
+    sheet = Image.open(tmp_path / "run" / "sheet_000000002.png")
+    assert sheet.size == (6 * SIDE, SIDE)
+    columns = np.asarray(sheet).reshape(SIDE, 6, SIDE, 3)
+    assert not np.array_equal(columns[:, 2], columns[:, 5])  # strength 0 and 1
+
+    known = dict(folder_paths.folder_names_and_paths)
+    try:
+        folder_paths.add_model_folder_path("subject_encoders", str(tmp_path / "run"))
+        loaded = load_encoder("subject_encoder.safetensors")
+    finally:
+        folder_paths.folder_names_and_paths.clear()
+        folder_paths.folder_names_and_paths.update(known)
+    state = load_file(tmp_path / "run" / "step_000000002.safetensors")
+    weights = loaded.model.state_dict()
+    trained = {name.removeprefix("parameter."): x for name, x in state.items() if name.startswith("parameter.")}
+    assert all(torch.equal(weights[name], x) for name, x in trained.items())
+    assert trained.keys() == {name for name in weights if not name.startswith("tower.")}
+    assert loaded.origin.training["steps"] == 2
+
+
+def test_the_base_is_as_it_was_after_training(files: dict[str, str]) -> None:
+    base = FrozenBase(str(WEIGHTS), torch.float32)
+    tower = ImageTower(TowerConfig(side=32, patch=8, width=16, layers=3, heads=2))
+    draw_weights(tower, 2)
+    encoder = base.encoder("mini", tower)
+    noisy, sigma = torch.randn(1, 4, 8, 8), base.levels[[500]]
+    with torch.no_grad():
+        before = base.predict(noisy, sigma, CAPTIONS[:1], None)
+        with inserted(encoder, base.blocks, torch.randn(1, 16, encoder.config.context_width)):
+            identity = base.predict(noisy, sigma, CAPTIONS[:1], None)
+        after = base.predict(noisy, sigma, CAPTIONS[:1], None)
+    assert torch.equal(before, identity)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"checkpoint": "/none.safetensors"}, "there is no checkpoint at /none.safetensors"),
+        ({"controlnet": "/none.safetensors"}, "there is no ControlNet at /none.safetensors"),
+        ({"tower": str(WEIGHTS)}, "is no image tower"),
+    ],
+)
+def test_a_file_that_is_not_there_is_one_sentence(
+    files: dict[str, str], tmp_path: Path, changed: dict[str, Any], sentence: str
+) -> None:
+    told = settings(files, tmp_path, **changed)
+    config = PretrainingConfig(**told | {"shards": tuple(told["shards"])})
+    with pytest.raises(ValueError, match=sentence):
+        pretrain(config, host_tree())
