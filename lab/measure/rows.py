@@ -83,3 +83,20 @@ class WithSubject:
         if self.guidance is not None:
             model = core.host.apply.apply_guidance(model, core.guidance.Guidance(*self.guidance))
         return model, clip, prompts
+
+
+@dataclass(frozen=True)
+class WithEncoder:
+    """The mini base's own subject encoder at strength beta; then self-subject attention at w_ref, where that is not 0.
+
+    file: hash of the encoder's file, so that kept results are those of this very encoder.
+    """
+
+    file: str
+    strength: float = 0.2
+    weight: float = 0.0
+
+    def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
+        apply, subject = reference.studio.core.host.apply, reference.encoded()
+        model = apply.apply_encoder(model, subject, self.strength, 0.0, 1.0)
+        return (apply.apply_subject(model, subject, self.weight) if self.weight else model), clip, prompts

@@ -6,13 +6,15 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lab.demo import ENCODER
 from lab.inside import import_host, import_pack
 from lab.measure.changes import CHANGES
 from lab.measure.eye import as_floats
@@ -67,6 +69,12 @@ class Reference:
             self._encoded[key] = encode(picture, self.studio.vae, mask if masked else None, told, None, "subject", side)
         return self._encoded[key][0]
 
+    def encoded(self) -> Any:
+        """The subject as most rows read it, seen by the mini base's own subject encoder too."""
+        subject, studio = self.subject(), self.studio
+        encoding = studio.core.host.subject_encoder.encode_picture(studio.encoder, subject.picture)
+        return replace(subject, encoding=encoding)
+
     def caption(self, kind: str, scene: str) -> str | None:
         """`detailed` names the scene too, `concise` the subject alone, `none` is the empty text."""
         texts = {"detailed": caption_of([self.look.word], scene), "concise": one(self.look.word), "empty": ""}
@@ -93,6 +101,15 @@ class Studio:
     @property
     def core(self) -> Any:
         return self.pack.dreamtuner_core
+
+    @cached_property
+    def encoder(self) -> Any:
+        """The mini base's subject encoder, through the host's own folders."""
+        import folder_paths
+
+        rooms = self.core.host.subject_encoder
+        folder_paths.add_model_folder_path(rooms.FOLDER, str(ENCODER.parent))
+        return rooms.load_encoder(ENCODER.name)
 
     def reference(self, look: Look) -> Reference:
         shown = placed(look, REFERENCE_SCENE, REFERENCE_SIDE * self.sampling.side, REFERENCE_SEED, REFERENCE_SIZES)

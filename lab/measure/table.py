@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
+from lab.demo import ENCODER
 from lab.measure.changes import CHANGES
 from lab.measure.peers import ReferenceOnly, TrainedLora
-from lab.measure.rows import FULL, LESS, MORE, NO_LESS, NO_MORE, PLAIN, Expect, Plain, Row, WithSubject
+from lab.measure.rows import FULL, LESS, MORE, NO_LESS, NO_MORE, PLAIN, Expect, Plain, Row, WithEncoder, WithSubject
 
 TRUE = "true pictures, through the autoencoder"
 NO_MASK = "w_ref 3, no mask"
 FORGIVEN = 0.02  # loss of prompt score that the method may cost, by the issue
 
 WEIGHTS = (0.0, 1.0, 2.5, 3.0, 5.0, 10.0)
+STRENGTHS = (0.1, 0.2, 0.5)
 SCALES = ((1.0, 0.9), (1.5, 0.9), (2.0, 0.9), (3.0, 0.9), (1.5, 0.5), (3.0, 0.5), (1.5, 0.2), (3.0, 0.2))
 SHIFTS = ((20, 0), (50, 0), (0, 20), (0, 50), (50, 50))
 
@@ -22,7 +25,7 @@ HARD_ROWS = (TRUE, PLAIN, FULL, "w_r 1.5, p_r 0.5")
 
 def table() -> list[Row]:
     """Every row, peers first."""
-    return [*_peers(), *_weights(), *_guidance(), *_when_and_where(), *_captions(), *_robustness()]
+    return [*_peers(), *_weights(), *_encoder(), *_guidance(), *_when_and_where(), *_captions(), *_robustness()]
 
 
 def _peers() -> list[Row]:
@@ -55,6 +58,20 @@ def _weights() -> list[Row]:
     ]
     unmasked = (Expect("bleed", MORE, FULL), Expect("leak", MORE, FULL))
     return [*rows, Row(NO_MASK, "Weight and mask", WithSubject(masked=False), unmasked, quick=True)]
+
+
+def _encoder() -> list[Row]:
+    """More beta, more likeness, up to 0.5; with self-subject attention above either alone (4.4)."""
+    file = hashlib.sha256(ENCODER.read_bytes()).hexdigest()[:16] if ENCODER.exists() else ""
+    rows, before = [], PLAIN
+    for strength in STRENGTHS:
+        name = f"beta {strength:g}"
+        stated = (Expect("colour", MORE, before), Expect("prompt", NO_LESS, margin=FORGIVEN))
+        rows.append(Row(name, "Subject encoder", WithEncoder(file, strength), stated))
+        before = name
+    both = tuple(Expect(measure, MORE, FULL) for measure in ("identity", "colour"))
+    rows.append(Row("beta 0.2, w_ref 3", "Subject encoder", WithEncoder(file, 0.2, 3.0), both))
+    return rows
 
 
 def guided(scale: float, probability: float, dt: float = 0, dt_uncond: float = 0) -> str:
