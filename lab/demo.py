@@ -1,4 +1,4 @@
-"""The shipped workflow on a real ComfyUI, once with one picture of a subject and twice with less of the pack."""
+"""The shipped workflow on a real ComfyUI with one picture of a subject: with less of the pack, whole, and with more."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 from PIL import Image
@@ -20,17 +21,20 @@ from lab.workflow import Graph
 
 MINI = ROOT / "lab" / "mini"
 CHECKPOINT = MINI / "weights" / "mini_base.safetensors"
+ENCODER = MINI / "weights" / "mini_encoder.safetensors"
 FAMILY = ROOT / "lab" / "mini_family"  # registers the mini base's small member of the SD1.x family with the host
 ARTWORK = MINI / "artwork.zip"
 SIDE = 128  # pixels; what the mini base draws
 SAMPLING = {"cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}  # what suits it
 
 S_S_A, GUIDANCE = "DreamTunerApplySelfSubjectAttention", "DreamTunerReferenceGuidance"
+LOAD_ENCODER, APPLY_ENCODER = "DreamTunerLoadSubjectEncoder", "DreamTunerApplySubjectEncoder"
+STRENGTH = 0.2  # beta
 
 
 def main(argv: Sequence[str]) -> int:
     options = _options(argv)
-    for path in (CHECKPOINT, FAMILY, options.reference or ARTWORK):
+    for path in (CHECKPOINT, ENCODER, FAMILY, options.reference or ARTWORK):
         if not path.exists():
             say(f"{path} is missing: the demo draws with the mini base and its artwork (`python3 -m lab mini`).")
             return 1
@@ -43,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(cells, title).save(options.out)
     if options.card:
-        contact_sheet([Cell(cell.picture) for cell in (cells[0], cells[-1])]).save(options.card, quality=92)
+        contact_sheet([Cell(cell.picture) for cell in (cells[0], cells[3])]).save(options.card, quality=92)
     print(options.out.resolve())
     return 0
 
@@ -89,6 +93,26 @@ def demo_graph(server: ComfyServer, reference: Path, caption: str, prompt: str, 
     return graph
 
 
+def with_encoder(graph: Graph) -> Graph:
+    """The same graph, the subject's rough looks brought in by the mini base's own subject encoder."""
+    graph = deepcopy(graph)
+    encode, read = (
+        workflow.node_id(graph, title) for title in ("Encode Subject Image", "Apply Self-Subject Attention")
+    )
+    load = {"class_type": LOAD_ENCODER, "inputs": {"subject_encoder": ENCODER.name}}
+    graph["load_encoder"] = load | {"_meta": {"title": "Load Subject Encoder"}}
+    graph[encode]["inputs"]["subject_encoder"] = ["load_encoder", 0]
+    inputs = {"model": graph[read]["inputs"]["model"], "subject": [encode, 0], "strength": STRENGTH}
+    inputs |= {"start_percent": 0.0, "end_percent": 1.0}
+    graph["apply_encoder"] = {
+        "class_type": APPLY_ENCODER,
+        "inputs": inputs,
+        "_meta": {"title": "Apply Subject Encoder"},
+    }
+    graph[read]["inputs"]["model"] = ["apply_encoder", 0]
+    return graph
+
+
 def _pictures(options: argparse.Namespace, reference: Path) -> tuple[list[Cell], str]:
     """The sheet's cells and its title."""
     from lab.mini.compose import caption_of
@@ -96,13 +120,15 @@ def _pictures(options: argparse.Namespace, reference: Path) -> tuple[list[Cell],
     prompt, caption = caption_of([options.subject], options.scene), caption_of([options.subject], "white")
     start = time.monotonic()
     say("starting ComfyUI")
-    with ComfyServer(host_tree(), custom_nodes=[FAMILY], models={"checkpoints": [CHECKPOINT]}) as server:
+    models = {"checkpoints": [CHECKPOINT], "subject_encoders": [ENCODER]}
+    with ComfyServer(host_tree(), custom_nodes=[FAMILY], models=models) as server:
         say(f"it answers at {server.url} after {time.monotonic() - start:.0f} s")
         whole = demo_graph(server, reference, caption, prompt, options.seed, options.steps)
         variants = {
             "without the pack": workflow.without(whole, GUIDANCE, S_S_A),
             "self-subject attention": workflow.without(whole, GUIDANCE),
-            "and reference guidance": whole,
+            "with reference guidance": whole,
+            "with a subject encoder": with_encoder(workflow.without(whole, GUIDANCE)),
         }
         cells = [Cell(Image.open(reference), "reference", caption)]
         for label, graph in variants.items():

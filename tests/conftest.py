@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # quickest for small models; torch reads it when it is imported
 sys.path.append(str(ROOT))  # last: the host's own `nodes` must be found before this repository's
 
-from lab.demo import CHECKPOINT, FAMILY  # noqa: E402
+from lab.demo import CHECKPOINT, ENCODER, FAMILY  # noqa: E402
 from lab.inside import host_tree, import_host, import_pack  # noqa: E402
 from lab.server import ComfyServer  # noqa: E402
 
@@ -51,7 +51,7 @@ def server() -> Iterator[ComfyServer]:
     with ComfyServer(
         host_tree(),
         custom_nodes=[folder for folder in folders if folder.is_dir()],
-        models={"checkpoints": [CHECKPOINT] if CHECKPOINT.is_file() else []},
+        models={"checkpoints": [CHECKPOINT], "subject_encoders": [ENCODER]},
         arguments=("--cpu", "--disable-metadata"),  # so that equal pictures are equal files
     ) as running:
         yield running

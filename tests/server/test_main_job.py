@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from lab import workflow
 from lab.client import GraphRefused, Interrupted, NodeFailed
-from lab.demo import GUIDANCE, S_S_A, SIDE, demo_graph
+from lab.demo import GUIDANCE, S_S_A, SIDE, demo_graph, with_encoder
 from lab.host import ROOT
 from lab.inside import host_tree
 from lab.server import ComfyServer
@@ -110,6 +110,14 @@ def test_weight_zero_is_absence(whole: Graph, run: Run, plain: np.ndarray) -> No
     node(graph, "Apply Self-Subject Attention")["reference_weight"] = 0.0
     np.testing.assert_array_equal(run(without(graph, GUIDANCE)), plain)
     np.testing.assert_array_equal(run(graph), plain)
+
+
+def test_subject_encoder_shows_and_its_strength_zero_is_absence(whole: Graph, run: Run) -> None:
+    plain = without(whole, GUIDANCE)
+    encoded = with_encoder(plain)
+    assert difference(run(encoded), run(plain)) > 0.5
+    node(encoded, "Apply Subject Encoder")["strength"] = 0.0
+    np.testing.assert_array_equal(run(encoded), run(plain))
 
 
 def test_removal_leaves_nothing(whole: Graph, run: Run, plain: np.ndarray) -> None:
