@@ -10,7 +10,8 @@ plain runs before and after it; the figure is their median, the spread their lar
   floor                 the ratio of arithmetic alone, counted: plain + reference pass + attention to the foreground
   peak                  most memory in use in a patched run: the process's own on a CPU, PyTorch's on a GPU
 
-The last line of each model is a step of the subject encoder's pre-training over the U-Net's own forward and backward.
+The last line of each model is a step of the subject encoder's pre-training over the U-Net's own forward and backward;
+--quick leaves it out.
 
 Without a GPU the latents are 32x32 (256 pixels); with one they are 64x64 (512), and SDXL is measured as well, at
 128x128 (1024). --quick leaves out batch 4 with the whole picture as foreground, and takes fewer steps and repeats;
@@ -52,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
         figures |= _machine()
         print(_heading(figures), flush=True)
         figures["rows"] = [row for plan in plans for row in _measure(plan)]
-        trainable = [plan for plan in plans if plan.model != "sdxl" or not on_cpu]  # its gradients alone are 10 GB
+        # SDXL's gradients alone are 10 GB
+        trainable = [plan for plan in plans if not options.quick and (plan.model != "sdxl" or not on_cpu)]
         figures["training"] = [_training(plan) for plan in trainable]
     figures["load_after"] = os.getloadavg()[0]
     if figures["load_before"] > IDLE * figures["cores"]:
