@@ -17,13 +17,15 @@ from torch import Tensor
 from lab.demo import ENCODER
 from lab.inside import import_host, import_pack
 from lab.measure.changes import CHANGES
-from lab.measure.eye import as_floats
+from lab.measure.eye import KEPT, as_floats
 from lab.measure.subjects import Look, placed
 from lab.mini.compose import caption_of, one
 
 REFERENCE_SCENE = "a brick wall"  # behind every reference: what may bleed
 REFERENCE_SIDE, REFERENCE_SEED, REFERENCE_SIZES = 2, 7, (0.45, 0.7)  # side in pictures; size of the subject in it
 MOST_READ = (True, "concise", None)  # masked, caption, change
+TUNING = KEPT / "tuning"  # what the rows of subject tuning write
+EMBEDDINGS = TUNING / "embeddings"
 BLANK = "white"  # what a cut-out subject stands on
 
 
@@ -96,7 +98,9 @@ class Studio:
         self.sampling = sampling
         self.weights = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
         self.pack = import_pack()
-        self.model, self.clip, self.vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+        self.model, self.clip, self.vae, _ = comfy.sd.load_checkpoint_guess_config(
+            str(checkpoint), embedding_directory=[str(EMBEDDINGS)]
+        )
 
     @property
     def core(self) -> Any:

@@ -9,12 +9,14 @@ from lab.demo import ENCODER
 from lab.measure.changes import CHANGES
 from lab.measure.peers import ReferenceOnly, TrainedLora
 from lab.measure.rows import FULL, LESS, MORE, NO_LESS, NO_MORE, PLAIN, Expect, Plain, Row, WithEncoder, WithSubject
+from lab.measure.tuned import Tuned
 
 TRUE = "true pictures, through the autoencoder"
 NO_MASK = "w_ref 3, no mask"
 FORGIVEN = 0.02  # loss of prompt score that the method may cost, by the issue
 
 WEIGHTS = (0.0, 1.0, 2.5, 3.0, 5.0, 10.0)
+TUNING_STEPS = (200, 400, 800)
 STRENGTHS = (0.1, 0.2, 0.5)
 SCALES = ((1.0, 0.9), (1.5, 0.9), (2.0, 0.9), (3.0, 0.9), (1.5, 0.5), (3.0, 0.5), (1.5, 0.2), (3.0, 0.2))
 SHIFTS = ((20, 0), (50, 0), (0, 20), (0, 50), (50, 50))
@@ -25,7 +27,16 @@ HARD_ROWS = (TRUE, PLAIN, FULL, "w_r 1.5, p_r 0.5")
 
 def table() -> list[Row]:
     """Every row, peers first."""
-    return [*_peers(), *_weights(), *_encoder(), *_guidance(), *_when_and_where(), *_captions(), *_robustness()]
+    return [
+        *_peers(),
+        *_weights(),
+        *_encoder(),
+        *_tuning(),
+        *_guidance(),
+        *_when_and_where(),
+        *_captions(),
+        *_robustness(),
+    ]
 
 
 def _peers() -> list[Row]:
@@ -71,6 +82,22 @@ def _encoder() -> list[Row]:
         before = name
     both = tuple(Expect(measure, MORE, FULL) for measure in ("identity", "colour"))
     rows.append(Row("beta 0.2, w_ref 3", "Subject encoder", WithEncoder(file, 0.2, 3.0), both))
+    return rows
+
+
+def _tuning() -> list[Row]:
+    """More steps, more likeness (appendix C); self-subject attention adds to it. Minutes a subject: only when asked."""
+    likeness = tuple(Expect(measure, MORE) for measure in ("identity", "colour"))
+    rows, before = [], likeness
+    for steps in TUNING_STEPS:
+        name = f"tuned, {steps} steps"
+        rows.append(Row(name, "Subject tuning", Tuned(steps), before, slow=True))
+        before = (Expect("identity", MORE, name), Expect("prompt", NO_LESS, margin=FORGIVEN))
+    name = f"tuned, {TUNING_STEPS[0]} steps"
+    both = (Expect("identity", MORE, name), Expect("identity", MORE, FULL))
+    rows.append(Row(f"{name}, w_ref 3", "Subject tuning", Tuned(TUNING_STEPS[0], 3.0), both, slow=True))
+    dreambooth = Tuned(TUNING_STEPS[0], regular_from="class")
+    rows.append(Row(f"DreamBooth, {TUNING_STEPS[0]} steps", "Subject tuning", dreambooth, slow=True))
     return rows
 
 

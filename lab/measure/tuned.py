@@ -1,0 +1,55 @@
+"""Rows of subject tuning: the node's own work on each subject, its files in a folder of the lab."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from unittest import mock
+
+from lab.measure.rows import Made, Prompts
+from lab.measure.studio import EMBEDDINGS, TUNING, Reference
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Subject Tuning for so many steps, then self-subject attention at w_ref, where that is not 0.
+
+    regular_from: "subject" as the paper has it; "class" is plain DreamBooth with prior. More steps of the same subject
+    go on from fewer, as in the node.
+    """
+
+    steps: int = 200
+    weight: float = 0.0
+    regular_pictures: int = 16
+    regular_from: str = "subject"
+
+    def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
+        import comfy.utils
+
+        studio, look = reference.studio, reference.look
+        redirect_folders()
+        config = studio.core.tuning.config.TuningConfig(
+            steps=self.steps, regular_pictures=self.regular_pictures, regular_from=self.regular_from
+        )
+        name = f"{look.word}_{look.drawing}_{self.regular_from}_{self.regular_pictures}_{studio.weights}"
+        subject = reference.subject()
+        with mock.patch.object(comfy.utils, "PROGRESS_BAR_ENABLED", False):
+            tuned = studio.core.host.tuning.tune_subject(model, clip, studio.vae, subject, look.word, name, config)
+        said = [prompt.replace(look.word, tuned.subject.phrase, 1) for prompt in prompts]
+        if not self.weight:
+            return tuned.model, tuned.clip, said
+        return studio.core.host.apply.apply_subject(tuned.model, subject, self.weight), tuned.clip, said
+
+
+@cache
+def redirect_folders() -> None:
+    """Empty folders for this process's host, so that nothing is written into anybody's ComfyUI."""
+    import folder_paths
+
+    shutil.rmtree(TUNING, ignore_errors=True)
+    for kind, folder in (("loras", TUNING / "loras"), ("embeddings", EMBEDDINGS)):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder_paths.folder_names_and_paths[kind] = ([str(folder)], {".safetensors"})
+    folder_paths.set_user_directory(str(TUNING / "user"))
