@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -45,6 +46,7 @@ def _mini_family() -> Iterator[None]:
 
     yield
     comfy.supported_models.models[:] = known
+    sys.modules.pop("lab.mini_family")  # so that who imports it next adds it again
 
 
 @pytest.fixture(autouse=True)
