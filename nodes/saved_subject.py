@@ -6,10 +6,9 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..dreamtuner_core.host.saved_subject import (
+    SUBJECTS,
     load_subject,
     save_subject,
-    subject_names,
-    subject_path,
     tell_rights,
     today,
 )
@@ -73,7 +72,7 @@ class LoadSubject(io.ComfyNode):
             description="Loads a saved subject, of the very effect that it had. Its rights go along into the metadata "
             "of the pictures.",
             inputs=[
-                io.Combo.Input("file", options=subject_names(), tooltip="A file in models/subjects."),
+                io.Combo.Input("file", options=SUBJECTS.files(), tooltip="A file in models/subjects."),
                 SubjectEncoderSocket.Input(
                     "subject_encoder",
                     optional=True,
@@ -91,11 +90,7 @@ class LoadSubject(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, subject_encoder=None) -> str:
-        try:
-            found = subject_path(file).stat()
-        except (ValueError, OSError):
-            return ""
-        return f"{found.st_mtime_ns} {found.st_size}"
+        return SUBJECTS.fingerprint(file)
 
     @classmethod
     def execute(cls, file, subject_encoder=None) -> io.NodeOutput:

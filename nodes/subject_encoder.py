@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..dreamtuner_core.host.apply import apply_encoder
-from ..dreamtuner_core.host.subject_encoder import encoder_names, encoder_path, load_encoder
+from ..dreamtuner_core.host.subject_encoder import ENCODERS, load_encoder
 from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
 
 
@@ -21,7 +21,7 @@ class LoadSubjectEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "subject_encoder",
-                    options=encoder_names(),
+                    options=ENCODERS.files(),
                     tooltip="A .safetensors file in models/subject_encoders, made for the family of your checkpoint.",
                 ),
                 io.ClipVision.Input(
@@ -35,11 +35,7 @@ class LoadSubjectEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, subject_encoder, clip_vision=None) -> str:
-        try:
-            found = encoder_path(subject_encoder).stat()
-        except (ValueError, OSError):
-            return ""
-        return f"{found.st_mtime_ns} {found.st_size}"
+        return ENCODERS.fingerprint(subject_encoder)
 
     @classmethod
     def execute(cls, subject_encoder, clip_vision=None) -> io.NodeOutput:

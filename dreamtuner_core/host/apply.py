@@ -87,8 +87,8 @@ def _check_family(model: ModelPatcher, encoder: LoadedEncoder) -> None:
         )
 
 
-def _check_fit(model: ModelPatcher, subject: Subject) -> None:
-    """Raise ValueError, in one sentence, when the model cannot read this subject."""
+def check_latent(model: ModelPatcher, subject: Subject) -> None:
+    """Raise ValueError, in one sentence, for a model that is no U-Net of ours, or a latent of another family."""
     self_attentions(model)
     channels, expected = subject.latent.shape[1], model.model.latent_format.latent_channels
     if subject.latent.ndim != 4 or channels != expected:
@@ -96,6 +96,11 @@ def _check_fit(model: ModelPatcher, subject: Subject) -> None:
             f"the subject's latent has {channels} channels, but this model works on {expected}; encode the "
             "subject with the VAE of this model's own checkpoint."
         )
+
+
+def _check_fit(model: ModelPatcher, subject: Subject) -> None:
+    """Raise ValueError, in one sentence, when the model cannot read this subject."""
+    check_latent(model, subject)
     if subject.caption is None:
         return
     width, expected = subject.caption[0][0].shape[-1], context_size(model)

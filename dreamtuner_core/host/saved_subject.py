@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from comfy_execution.progress import get_progress_state
 
@@ -17,36 +16,16 @@ from ..saved_subject import OwnedSubject, Rights, SavedSubject, from_file, saved
 from ..subject import Subject
 from ..tuned_subject import TunedSubject
 from .memory import BankKeeper
+from .model_folders import SUFFIX, ModelFolder
 from .subject_encoder import LoadedEncoder, SubjectEncoding
 from .tuning_files import TuningFiles, checked_name, file_hash, read, write
 
-FOLDER = "subjects"
-SUFFIX = ".safetensors"
+SUBJECTS = ModelFolder("subjects")
 METADATA = "dreamtuner_subjects"  # key in a picture's metadata
 NUMBERED = 1000  # files of one name
 NO_RIGHTS = Rights()  # nothing is known of them
 
 log = logging.getLogger(__name__)
-
-
-def subject_names() -> list[str]:
-    """The files in every folder that the host has for saved subjects, extra_model_paths included."""
-    _register_folder()
-    return [name for name in folder_paths.get_filename_list(FOLDER) if name.endswith(SUFFIX)]
-
-
-def subject_path(name: str) -> Path:
-    """Where that file is. Raises ValueError for a name that is none of `subject_names`."""
-    path = folder_paths.get_full_path(FOLDER, name) if name in subject_names() else None
-    if path is None:
-        raise ValueError(
-            f"there is no '{name!s:.80}' in models/{FOLDER}; choose one of the list, or put the file there."
-        )
-    return Path(path)
-
-
-def _register_folder() -> None:
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 
 
 def save_subject(
@@ -62,8 +41,7 @@ def save_subject(
     if rights == NO_RIGHTS and isinstance(subject, OwnedSubject):
         rights = subject.rights
     tensors, metadata = to_file(saved(subject, tuned, rights, caption_text))
-    _register_folder()
-    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    folder = SUBJECTS.folders()[0]
     for number in range(1, NUMBERED):
         path = folder / f"{name if number == 1 else f'{name}_{number:05}'}{SUFFIX}"
         if not path.exists():
@@ -85,7 +63,7 @@ def load_subject(name: str, encoder: LoadedEncoder | None = None) -> tuple[Owned
     encoder: the subject encoder that the file's tokens are of; without it the subject has none. Raises ValueError for
     a file that is no whole subject, or an encoder of another name.
     """
-    content, bank = from_file(subject_path(name)), ReferenceBank()
+    content, bank = from_file(SUBJECTS.path(name)), ReferenceBank()
     caption = content.caption and [[content.caption[0], {"pooled_output": content.caption[1]}]]
     subject = OwnedSubject(
         content.picture,

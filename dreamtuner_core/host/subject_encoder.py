@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
 import comfy.model_management
 import comfy.ops
-import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
@@ -21,9 +19,9 @@ from ..encoder import SubjectEncoder
 from ..encoder_file import Origin, read
 from ..ip_adapter import IPAdapter
 from ..tower import ImageTower
+from .model_folders import ModelFolder
 
-FOLDER = "subject_encoders"
-SUFFIX = ".safetensors"
+ENCODERS = ModelFolder("subject_encoders")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,31 +56,10 @@ class SubjectEncoding:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def encoder_names() -> list[str]:
-    """The files in every folder that the host has for subject encoders, extra_model_paths included."""
-    _register_folder()
-    return [name for name in folder_paths.get_filename_list(FOLDER) if name.endswith(SUFFIX)]
-
-
-def encoder_path(name: str) -> Path:
-    """Where that file is. Raises ValueError for a name that is none of `encoder_names`."""
-    path = folder_paths.get_full_path(FOLDER, name) if name in encoder_names() else None
-    if path is None:
-        raise ValueError(
-            f"there is no '{name!s:.80}' in models/{FOLDER}; choose one of the list, or put the file there."
-        )
-    return Path(path)
-
-
-def _register_folder() -> None:
-    """As the host's own folders are: once, when first asked for, beside what extra_model_paths already gave."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
-
-
 def load_encoder(name: str, clip_vision: Any | None = None) -> LoadedEncoder:
     """The encoder of that name. Raises ValueError, in one sentence, for a bad file or a tower that it cannot read."""
     with torch.inference_mode(False):  # tuning may learn from these weights
-        model, origin = read(encoder_path(name), comfy.ops.manual_cast)
+        model, origin = read(ENCODERS.path(name), comfy.ops.manual_cast)
     _check_tower(name, model, clip_vision)
     patcher = ModelPatcher(
         model,

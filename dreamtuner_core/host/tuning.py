@@ -25,13 +25,13 @@ from ..tuning.config import TuningConfig, milestones
 from ..tuning.pairs import Pairs
 from ..tuning.report import report
 from . import identity
+from .apply import check_latent
 from .regular_pictures import flipped_pair, regular_latents
 from .tuning_files import SETTINGS, TuningFiles, checked_name, file_hash, read, settings_of
 from .tuning_network import parametrisation
 from .tuning_progress import Progress
 from .tuning_run import SAMPLE_SEEDS, Training, embedding_key, samples_of
 from .tuning_text import ClassTexts, tokenize
-from .unet import self_attentions
 
 
 class Tuned(NamedTuple):
@@ -200,13 +200,7 @@ class Job:
 
 
 def _check_fit(model: ModelPatcher, clip: Any, vae: Any, subject: Subject) -> None:
-    self_attentions(model)
-    channels, expected = subject.latent.shape[1], model.model.latent_format.latent_channels
-    if subject.latent.ndim != 4 or channels != expected:
-        raise ValueError(
-            f"the subject's latent has {channels} channels, but this model works on {expected}; encode the subject "
-            "with the VAE of this model's own checkpoint."
-        )
+    check_latent(model, subject)
     for what, thing, needed in (("clip", clip, "patcher"), ("vae", vae, "first_stage_model")):
         if getattr(thing, needed, None) is None:
             raise ValueError(f"expected the {what} of the model's own checkpoint, but got {type(thing).__name__}.")

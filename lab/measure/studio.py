@@ -112,7 +112,7 @@ class Studio:
         import folder_paths
 
         rooms = self.core.host.subject_encoder
-        folder_paths.add_model_folder_path(rooms.FOLDER, str(ENCODER.parent))
+        folder_paths.add_model_folder_path(rooms.ENCODERS.name, str(ENCODER.parent))
         return rooms.load_encoder(ENCODER.name)
 
     def reference(self, look: Look) -> Reference:

@@ -243,4 +243,4 @@ def test_a_lora_that_is_missing_or_another_is_noted(base: Path, caplog: pytest.L
 
 def test_format_is_named() -> None:
     assert FORMAT == "dreamtuner.subject"
-    assert saved_subject.FOLDER == "subjects"
+    assert saved_subject.SUBJECTS.name == "subjects"
