@@ -33,7 +33,7 @@ from lab.measure.studio import (
 from lab.measure.subjects import HARD, USUAL, WORDS, Look, placed, subjects, training_looks
 from lab.mini.compose import caption_of
 
-VERSION = 1  # of the kept results: raise it when a figure's meaning changes
+VERSION = 2  # of the kept results: raise it when a figure's meaning changes
 TRUE_SEED, FRECHET_AXES = 700, 16
 SECONDS_A_PICTURE = 1.0  # on one quiet core, about; only for the first guess
 
@@ -130,6 +130,9 @@ class Bench:
             columns.append(pictures.flatten(0, 1))
             for i, scene in enumerate(self.settings.scenes):
                 cells.append(self.judge(sights[i], look, scene, case, named[0][i], named[1][i]))
+            if len(pictures) > 1:
+                for cell, variety in zip(cells[-len(pictures) :], self.layout.variety(sights.subject, look)):
+                    cell["variety"] = variety
         self.forget()
         distance = frechet_distance(torch.cat(seen).numpy(), self.truth, self.axes) if len(cells) > 1 else None
         path = self.folder / "rows" / f"{self.key(row, case)}.json"
@@ -180,7 +183,7 @@ class Bench:
 
 def measures(results: Sequence[Result]) -> list[str]:
     """Names of the figures that the cells have, in the order of the table."""
-    first = [*MEASURES, "concept", "scene", "prompt", "bleed", "leak"]
+    first = [*MEASURES, "concept", "scene", "prompt", "bleed", "leak", "variety"]
     found = {name for result in results for cell in result.cells for name in cell}
     rest = sorted(found - {*first, "subject", "group", "scene asked"})
     return [name for name in (*first, *rest) if name in found]

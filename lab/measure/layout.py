@@ -1,6 +1,10 @@
-"""Layout leak: whether a subject stands where it stood in the reference's own picture."""
+"""Where subjects stand: whether as in the reference's own picture (leak), and whether elsewhere each time (variety)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+from statistics import fmean
 
 import numpy as np
 from torch import Tensor
@@ -18,21 +22,37 @@ class Layout:
 
     def __init__(self, side: int) -> None:
         self.side = side
-        self._own: dict[Look, tuple[Tensor, float]] = {}
+        self._own: dict[Look, tuple[Tensor, float, float]] = {}
 
     def leak(self, subject: Tensor, look: Look) -> float:
         """subject: [56, 56] in 0..1. 1 exactly where it stood; 0 no nearer to that than pictures are by chance."""
-        own, by_chance = self._of(look)
+        own, by_chance, _ = self._of(look)
         return (overlap(subject > 0.5, own) - by_chance) / (1 - by_chance)
 
-    def _of(self, look: Look) -> tuple[Tensor, float]:
-        """The reference's own mask [56, 56], and its mean overlap with the same drawing placed as in any picture."""
+    def variety(self, subjects: Tensor, look: Look) -> list[float]:
+        """Of each of a subject's pictures [N, 56, 56], N at least 2: how far from the others its subject stands.
+
+        1 as true pictures by chance, 0 at the very same place.
+        """
+        by_chance = self._of(look)[2]
+        masks = list(subjects > 0.5)
+        apart = [fmean(1 - overlap(a, b) for j, b in enumerate(masks) if j != i) for i, a in enumerate(masks)]
+        return [distance / (1 - by_chance) for distance in apart]
+
+    def _of(self, look: Look) -> tuple[Tensor, float, float]:
+        """The reference's own mask [56, 56], and mean overlaps of the same drawing placed as in any picture: with
+        that, and with each other."""
         if look not in self._own:
             size = REFERENCE_SIDE * self.side
             own = small(placed(look, REFERENCE_SCENE, size, REFERENCE_SEED, REFERENCE_SIZES).mask)
             anywhere = [small(placed(look, REFERENCE_SCENE, self.side, seed).mask) for seed in PLACEMENTS]
-            self._own[look] = own, float(np.mean([overlap(own, other) for other in anywhere]))
+            pairs = combinations(anywhere, 2)
+            self._own[look] = own, _mean_overlap((own, x) for x in anywhere), _mean_overlap(pairs)
         return self._own[look]
+
+
+def _mean_overlap(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    return fmean(overlap(a, b) for a, b in pairs)
 
 
 def small(mask: np.ndarray) -> Tensor:

@@ -25,7 +25,8 @@ HOW_TO_READ = (
     "identity, patches, colour, edges, detail: 0 is another concept, 1 the same drawing placed anew, both on true "
     "pictures. concept, scene: share of pictures in which the judge names what was asked; prompt: their mean. bleed: "
     "share of the background that looks like the reference's own. leak: 1 where the subject stands exactly where it "
-    "stood in the reference, 0 where it stands no nearer to that than by chance. Intervals: 95 %, bootstrap over "
+    "stood in the reference, 0 where it stands no nearer to that than by chance. variety: 1 where a subject's pictures "
+    "place it as differently as true ones by chance, 0 where always in one place. Intervals: 95 %, bootstrap over "
     "drawings. Frechet: distance on EfficientNet-Lite0 features, 16 principal axes, to true pictures; no FID."
 )
 STYLE = (

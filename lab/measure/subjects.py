@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from lab.mini.artwork import ARCHIVE, load_artwork, load_held_out
-from lab.mini.compose import place, pose, turn_hue
+from lab.mini.compose import place, pose
 from lab.mini.config import CPU_CONCEPTS
+from lab.mini.individuals import turn_hue
 from lab.mini.scenes import SCENES
 
 WORDS = {concept: word for word, concept in CPU_CONCEPTS.items()}

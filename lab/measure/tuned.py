@@ -16,14 +16,16 @@ from lab.measure.studio import EMBEDDINGS, TUNING, Reference
 class Tuned:
     """Subject Tuning for so many steps, then self-subject attention at w_ref, where that is not 0.
 
-    regular_from: "subject" as the paper has it; "class" is plain DreamBooth with prior. More steps of the same subject
-    go on from fewer, as in the node.
+    regular_from: "subject" as the paper has it; "class" is plain DreamBooth with prior. named: whether the prompts say
+    the subject's own word; without it they ask for its class. More steps of the same subject go on from fewer, as in
+    the node.
     """
 
     steps: int = 200
     weight: float = 0.0
     regular_pictures: int = 16
     regular_from: str = "subject"
+    named: bool = True
 
     def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
         import comfy.utils
@@ -37,7 +39,7 @@ class Tuned:
         subject = reference.subject()
         with mock.patch.object(comfy.utils, "PROGRESS_BAR_ENABLED", False):
             tuned = studio.core.host.tuning.tune_subject(model, clip, studio.vae, subject, look.word, name, config)
-        said = [prompt.replace(look.word, tuned.subject.phrase, 1) for prompt in prompts]
+        said = [prompt.replace(look.word, tuned.subject.phrase, 1) for prompt in prompts] if self.named else prompts
         if not self.weight:
             return tuned.model, tuned.clip, said
         return studio.core.host.apply.apply_subject(tuned.model, subject, self.weight), tuned.clip, said

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .artwork import ARCHIVE, build_archive
-from .config import PRESETS, Preset
+from .config import PRESETS, UNSEEN_CONCEPTS, Preset
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = Path(__file__).parent / "weights" / "mini_base.safetensors"
@@ -51,7 +51,8 @@ def compose_data(args: argparse.Namespace, preset: Preset) -> None:
     from .pictures import compose_all
 
     if not args.archive.exists():
-        build_archive(args.archive, args.npm, tuple(preset.concepts.values()) if preset.concepts else None)
+        drawn = (*preset.concepts.values(), *UNSEEN_CONCEPTS) if preset.concepts else None
+        build_archive(args.archive, args.npm, drawn)
     if not (args.folder / "pictures.npy").exists():
         compose_all(args.folder, args.archive, preset.concepts, preset.side, preset.pictures)
 

@@ -1,6 +1,6 @@
 """Artwork of the mini base: emoji drawings rendered once to RGBA and packed into one archive.
 
-Five drawings of each concept (three designs of their own and two renderings of a fourth) come from
+Five to eight drawings of most concepts (six designs of their own and two renderings of a seventh) come from
 npm packages; their licences stand in README.md. The archive is a zip of 256 px WebP files with alpha,
 named `<concept>/<drawing>.webp`.
 """
@@ -24,6 +24,9 @@ DRAWINGS = {
     "twemoji": "@iconify-json/twemoji@1.2.5",
     "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "fluent-3d": "@lobehub/fluent-emoji-3d@1.1.0",
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "fxemoji": "@iconify-json/fxemoji@1.2.2",
+    "streamline": "@iconify-json/streamline-emojis@1.2.4",
 }
 NAMES_PACKAGE = "unicode-emoji-json@0.9.0"
 GROUPS = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects")

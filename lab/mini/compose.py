@@ -1,8 +1,8 @@
 """Training pictures: one drawing (sometimes the same one twice, sometimes two subjects) on a scene.
 
 The same drawing repeated at other sizes and places is what teaches self-attention to look for the same
-thing elsewhere. A drawing's hue is turned in half of the pictures, so that "a cat" leaves open which cat
-and an individual has more than a handful of looks; repeated drawings share the turned hue.
+thing elsewhere. Each picture's drawings are individuals of their own (individuals.py), so that "a cat" leaves
+open which cat; repeated ones are the same individual.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .individuals import individual
 from .scenes import SCENES
 
-REPEATED, TWO_SUBJECTS, HUE_TURNED = 0.30, 0.05, 0.5
+REPEATED, TWO_SUBJECTS = 0.45, 0.05
 MAX_ROTATION = 6  # degrees
 ALONE, TOGETHER = (0.65, 0.95), (0.42, 0.6)  # longer side of a subject, as a share of the picture's
 MAX_OVERLAP = 0.15  # of the smaller of two boxes
@@ -23,15 +24,6 @@ class Picture:
     pixels: np.ndarray  # [side, side, 3] uint8
     mask: np.ndarray  # [side, side] uint8, 255 where a subject is
     caption: str
-
-
-def turn_hue(image: Image.Image, turn: float) -> Image.Image:
-    """Rotate the hue of an RGBA image by `turn` of the circle."""
-    hue, saturation, value = image.convert("RGB").convert("HSV").split()
-    hue = hue.point(lambda h: (h + int(256 * turn)) % 256)
-    turned = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    turned.putalpha(image.getchannel("A"))
-    return turned
 
 
 def pose(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
@@ -110,8 +102,7 @@ def compose(
     drawings = {}
     for subject in subjects:
         if subject not in drawings:
-            drawing = artwork[subject][rng.integers(len(artwork[subject]))]
-            drawings[subject] = turn_hue(drawing, rng.random()) if rng.random() < HUE_TURNED else drawing
+            drawings[subject] = individual(artwork[subject][rng.integers(len(artwork[subject]))], rng)
     return arrange([drawings[subject] for subject in subjects], subjects, scene, side, rng)
 
 

@@ -1,6 +1,6 @@
 """Shards for the subject encoder's pre-training on the mini base: a drawing cut out, and a picture that shows it.
 
-Only training drawings (held_out.json); the two share the turned hue, and the silhouette is the layout. What the files
+Only training drawings (held_out.json); both show the same individual, and the silhouette is the layout. What the files
 are called is said in dreamtuner_core/pretraining/data.py.
 """
 
@@ -14,9 +14,10 @@ import torch
 import webdataset
 from PIL import Image
 
-from .compose import HUE_TURNED, REPEATED, arrange, turn_hue
+from .compose import REPEATED, arrange
 from .config import Preset
 from .export import SD_SCALE
+from .individuals import individual
 from .pictures import artwork_by_word
 from .scenes import SCENES
 from .train_autoencoder import load_autoencoder
@@ -31,9 +32,7 @@ def samples(archive: Path, concepts: dict[str, str], side: int, count: int) -> I
     for number in range(count):
         rng = np.random.default_rng([2, number])  # 0 and 1 are the base's own pictures
         word, scene = list(artwork)[rng.integers(len(artwork))], list(SCENES)[rng.integers(len(SCENES))]
-        drawing = artwork[word][rng.integers(len(artwork[word]))]
-        if rng.random() < HUE_TURNED:
-            drawing = turn_hue(drawing, rng.random())
+        drawing = individual(artwork[word][rng.integers(len(artwork[word]))], rng)
         copies = 2 if rng.random() < REPEATED else 1
         picture = arrange([drawing] * copies, [word] * copies, scene, side, rng)
         yield {

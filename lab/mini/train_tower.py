@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .artwork import training_artwork
-from .compose import turn_hue
+from .individuals import turn_hue
 
 HUES = 4  # looks of each drawing
 BATCH, STEPS, LEARNING_RATE = 24, 150, 2e-3

@@ -104,6 +104,15 @@ def test_leak_is_one_where_the_reference_stood_and_none_elsewhere() -> None:
     assert layout.leak(torch.zeros(56, 56), CAT) < 0
 
 
+def test_variety_is_one_for_true_pictures_and_none_in_one_place() -> None:
+    layout = Layout(SIDE)
+    places = torch.stack([small(placed(CAT, SCENE, SIDE, seed).mask).float() for seed in range(300, 330)])
+    assert np.mean(layout.variety(places, CAT)) == pytest.approx(1, abs=0.15)
+    assert layout.variety(places[:1].repeat(3, 1, 1), CAT) == pytest.approx([0, 0, 0])
+    alone, one, other = layout.variety(places[[0, 1, 1]], CAT)
+    assert alone > one == other > 0
+
+
 def test_readers_are_kept_and_read_again(eye: Eye, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Eye, "_train_readers", None)
     seen = eye.view(CAR, SCENE, 900)
@@ -187,7 +196,7 @@ def test_what_is_stated_can_be_checked() -> None:
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
     assert len({repr((row.make, row.denoise, row.true)) for row in rows}) == len(rows)
-    figures_of_a_cell = {*MEASURES, "concept", "scene", "prompt", "bleed", "leak"}
+    figures_of_a_cell = {*MEASURES, "concept", "scene", "prompt", "bleed", "leak", "variety"}
     for stated in (e for row in rows for e in row.expects):
         assert stated.than in names
         assert stated.measure in figures_of_a_cell

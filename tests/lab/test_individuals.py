@@ -1,0 +1,59 @@
+"""Individuals: what makes one car differ from another in the training pictures, and what they leave as it is."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lab.mini import compose, individuals
+from lab.mini.artwork import ARCHIVE, training_artwork
+from lab.mini.individuals import bend, individual, paint_pattern, turn_hue
+
+DRAWING = training_artwork(ARCHIVE)["automobile"][0]
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def alpha(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.getchannel("A")).astype(int)
+
+
+def test_the_same_generator_gives_the_same_individual_and_others_others() -> None:
+    one, again = individual(DRAWING, generator(3)), individual(DRAWING, generator(3))
+    assert one.tobytes() == again.tobytes()
+    assert len({individual(DRAWING, generator(seed)).tobytes() for seed in range(20)}) > 15
+
+
+def test_colours_change_and_the_outline_stays() -> None:
+    for changed in (turn_hue(DRAWING, 0.3, 0.2), paint_pattern(DRAWING, generator())):
+        assert np.array_equal(alpha(changed), alpha(DRAWING))
+        difference = np.asarray(changed).astype(int) - np.asarray(DRAWING).astype(int)
+        assert np.abs(difference[alpha(DRAWING) > 0]).mean() > 8
+    assert turn_hue(DRAWING, 0).getchannel("A").tobytes() == DRAWING.getchannel("A").tobytes()
+
+
+def test_bending_without_amplitude_only_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(individuals, "STRETCH", 1.0)
+    monkeypatch.setattr(individuals, "BEND", 1e-9)
+    same = bend(DRAWING, generator())
+    assert np.abs(alpha(same.crop(same.getchannel("A").getbbox())) - alpha(DRAWING)).mean() < 3
+
+
+def test_bending_changes_the_outline_and_cuts_nothing_off() -> None:
+    for seed in range(20):
+        bent = bend(DRAWING, generator(seed))
+        outline = alpha(bent)
+        assert not outline[[0, -1]].any()
+        assert not outline[:, [0, -1]].any()
+        assert 0.5 < (outline > 128).sum() / (alpha(DRAWING) > 128).sum() < 2
+
+
+def test_repeated_drawings_are_one_individual(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(compose, "pose", lambda image, size, rng: seen.append(image.tobytes()) or image.resize((9, 9)))
+    monkeypatch.setattr(compose, "REPEATED", 1.0)
+    picture = compose.compose({"car": [DRAWING]}, 64, generator())
+    assert picture.caption.startswith("two cars, on ")
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
