@@ -80,7 +80,8 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
         compose_data(args, preset)
         train_autoencoder_stage(args, preset)
         encode_latents(args, preset)
-    train_unet.train(args.folder, preset, args.device, args.workers, train_unet.MiniBase, preset.steps)
+    kind = train_unet.MiniBase
+    train_unet.train(args.folder, preset, args.device, args.workers, kind, preset.steps, args.minutes)
 
 
 def train_controlnet(args: argparse.Namespace, preset: Preset) -> None:
@@ -88,7 +89,7 @@ def train_controlnet(args: argparse.Namespace, preset: Preset) -> None:
     from . import controlnet, train_unet
 
     kind = controlnet.LayoutControl
-    train_unet.train(args.folder, preset, args.device, args.workers, kind, preset.controlnet_steps)
+    train_unet.train(args.folder, preset, args.device, args.workers, kind, preset.controlnet_steps, args.minutes)
 
 
 def export_weights(args: argparse.Namespace, preset: Preset) -> None:
@@ -159,6 +160,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the exported checkpoint")
     parser.add_argument("--steps", type=int, help="U-Net steps in all; may change when a run resumes")
+    parser.add_argument("--minutes", type=float, help="stop U-Net or ControlNet after so many, to go on later")
     parser.add_argument("--autoencoder-steps", type=int)
     parser.add_argument("--controlnet-steps", type=int)
     parser.add_argument("--pictures", type=int, help="how many pictures are composed")

@@ -110,14 +110,24 @@ def average_gradients(model: nn.Module, workers: int) -> None:
 def update_average(average: dict[str, Tensor], model: nn.Module, step: int) -> None:
     """Exponential moving average of the weights, quicker at the start."""
     decay = min(EMA_DECAY, (1 + step) / (10 + step))
-    for name, value in model.state_dict().items():
-        average[name].lerp_(value, 1 - decay)
+    weights = model.state_dict()
+    torch._foreach_lerp_([average[name] for name in weights], list(weights.values()), 1 - decay)
 
 
 def train_worker(
-    rank: int, workers: int, folder: Path, preset: Preset, device: torch.device, kind: type, steps: int
+    rank: int,
+    workers: int,
+    folder: Path,
+    preset: Preset,
+    device: torch.device,
+    kind: type,
+    steps: int,
+    minutes: float | None = None,
 ) -> None:
-    """One worker's whole training; worker 0 reports and saves. kind: MiniBase or LayoutControl."""
+    """One worker's whole training; worker 0 reports and saves. kind: MiniBase or LayoutControl.
+
+    minutes: after so many it stops and saves, where steps are missing still; with one worker only.
+    """
     if device.type == "cpu":
         torch.set_num_threads(1)
     if workers > 1:
@@ -139,6 +149,8 @@ def train_worker(
         start = saved["step"]
         for optimiser, state in zip(optimisers, saved["optimisers"]):
             optimiser.load_state_dict(state)
+    if device.type == "cuda":
+        learns.compile()
     alpha_bars = alphas_cumprod().to(device)
     began, saved_at, losses = time.monotonic(), time.monotonic(), []
     for step in range(start, steps):
@@ -156,13 +168,15 @@ def train_worker(
         if rank:
             continue
         update_average(average, learns, step)
-        losses.append(loss.item())
-        done = step + 1
-        if done % 50 == 0 or done == steps:
-            speed = (done - start) * preset.batch / (time.monotonic() - began)
-            print(f"{path.stem} {done}/{steps} loss {sum(losses) / len(losses):.4f} {speed:.1f} pictures/s", flush=True)
+        losses.append(loss.detach())
+        done, now = step + 1, time.monotonic()
+        last = done == steps or (minutes is not None and now - began > 60 * minutes)
+        if done % 50 == 0 or last:
+            speed = (done - start) * preset.batch / (now - began)
+            mean = torch.stack(losses).mean().item()
+            print(f"{path.stem} {done}/{steps} loss {mean:.4f} {speed:.1f} pictures/s", flush=True)
             losses.clear()
-        if time.monotonic() - saved_at > SAVE_SECONDS or done == steps:
+        if now - saved_at > SAVE_SECONDS or last:
             save_checkpoint(
                 path,
                 {
@@ -172,13 +186,25 @@ def train_worker(
                     "optimisers": [o.state_dict() for o in optimisers],
                 },
             )
-            saved_at = time.monotonic()
+            saved_at = now
+        if last:
+            return
 
 
-def train(folder: Path, preset: Preset, device: torch.device, workers: int, kind: type, steps: int) -> None:
+def train(
+    folder: Path,
+    preset: Preset,
+    device: torch.device,
+    workers: int,
+    kind: type,
+    steps: int,
+    minutes: float | None = None,
+) -> None:
     """Train to so many steps, resuming from the kind's checkpoint in `folder`."""
+    if minutes is not None and workers > 1:
+        raise SystemExit(f"--minutes is for one worker, but --workers is {workers}: leave one of the two out.")
     (folder / "rendezvous").unlink(missing_ok=True)
-    task = (workers, folder, preset, device, kind, steps)
+    task = (workers, folder, preset, device, kind, steps, minutes)
     if workers == 1:
         train_worker(0, *task)
         return

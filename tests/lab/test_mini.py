@@ -134,6 +134,18 @@ def test_a_resumed_run_is_bit_equal(folder: Path, saved_at: Callable[..., dict])
     assert same(saved_at(folder, 4, 4, stop=False), unbroken)
 
 
+def test_minutes_stop_a_run_that_goes_on_bit_equal(folder: Path) -> None:
+    main(arguments(folder, steps=3))
+    unbroken = load_checkpoint(folder / "unet.pt")
+    (folder / "unet.pt").unlink()
+    for done in (1, 2, 3):
+        main([*arguments(folder, steps=3), "--minutes", "0"])
+        assert load_step(folder / "unet.pt") == done
+    assert same(load_checkpoint(folder / "unet.pt"), unbroken)
+    with pytest.raises(SystemExit, match="--minutes is for one worker, but --workers is 2"):
+        main([*arguments(folder, steps=3), "--minutes", "1", "--workers", "2"])
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main(arguments(folder, steps=2))
 
