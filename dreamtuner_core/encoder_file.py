@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .encoder import EncoderConfig, SubjectEncoder
+from .files import write_whole
 from .ip_adapter import IPAdapter, IPAdapterConfig, is_ip_adapter
 
 FORMAT = "dreamtuner.subject_encoder"
@@ -38,7 +39,6 @@ class Origin:
 
 def save(path: str | os.PathLike[str], encoder: SubjectEncoder, origin: Origin = Origin()) -> None:
     """Write the encoder, its tower included, to a file at that path: whole, or not at all."""
-    path = Path(path)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -47,12 +47,7 @@ def save(path: str | os.PathLike[str], encoder: SubjectEncoder, origin: Origin =
         "licence": origin.licence,
     }
     weights = {name: weight.detach().cpu().contiguous() for name, weight in encoder.state_dict().items()}
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        save_file(weights, unfinished, metadata)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(Path(path), lambda unfinished: save_file(weights, unfinished, metadata))
 
 
 def read(

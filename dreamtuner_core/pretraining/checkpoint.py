@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import write_whole
 from .config import PretrainingConfig
 
 PATTERN = "step_*.safetensors"
@@ -27,17 +28,16 @@ def save(folder: Path, step: int, state: Mapping[str, Tensor], config: Pretraini
     Raises ValueError, in one sentence, where it cannot be written.
     """
     path = folder / f"step_{step:09}.safetensors"
-    unfinished = path.with_suffix(".unfinished")
+    metadata = {"step": str(step), "outcome": json.dumps(config.outcome())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(state), unfinished, {"step": str(step), "outcome": json.dumps(config.outcome())})
-        unfinished.replace(path)
+        for left in folder.glob(".*.unfinished"):  # by a run that was killed while it wrote
+            left.unlink()
+        write_whole(path, lambda unfinished: save_file(dict(state), unfinished, metadata))
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path} cannot be written ({error}); make room, and start again from the one before."
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     for old in checkpoints(folder)[: -config.keep]:
         old.unlink()
     return path

@@ -16,8 +16,9 @@ alone, as in WebDataset's own resampling. So a place in it is two numbers, and n
 from __future__ import annotations
 
 import io
+import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ from .config import PretrainingConfig
 FRUITLESS = 8  # shards in a row without one usable sample, after which a stream gives up
 IMAGES = ("png", "jpg", "jpeg", "webp")
 Sample = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
@@ -98,9 +101,16 @@ def batches(
     config: PretrainingConfig, tower_side: int, step: int, numbers: range, places: Sequence[Place]
 ) -> Iterator[list[Batch]]:
     """What one process takes of each step from `step` on: its parts. numbers, places: of its rows."""
-    rows, size = iter(_loader(Rows(config, tower_side, step, numbers, places))), len(numbers) // config.accumulation
+    loader, size = _loader(Rows(config, tower_side, step, numbers, places)), len(numbers) // config.accumulation
+    rows = map(_raised, loader)
     for now in count(step):
         yield [batch_of(list(islice(rows, size)), now, numbers[i : i + size]) for i in range(0, len(numbers), size)]
+
+
+def _raised(row: Row | ValueError) -> Row:
+    if isinstance(row, ValueError):
+        raise row
+    return row
 
 
 def _loader(rows: Rows) -> DataLoader:
@@ -116,42 +126,54 @@ def _as_it_is(row: Any) -> Any:
 
 
 class Rows(IterableDataset):
-    """The rows of these numbers, step by step, without end."""
+    """The rows of these numbers, step by step, without end; where a stream gives up, its error as the last one.
+
+    Raised in a worker, it would come out of the loader as a page of traceback.
+    """
 
     def __init__(
         self, config: PretrainingConfig, tower_side: int, step: int, numbers: range, places: Sequence[Place]
     ) -> None:
         self.config, self.tower_side, self.step, self.numbers, self.places = config, tower_side, step, numbers, places
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Row | ValueError]:
         worker = get_worker_info()
         first, apart = (worker.id, worker.num_workers) if worker else (0, 1)
         streams = [
             stream(self.config, self.tower_side, number, self.step, place)
             for number, place in list(zip(self.numbers, self.places, strict=True))[first::apart]
         ]
-        while True:
-            yield from map(next, streams)
+        try:
+            while True:
+                yield from map(next, streams)
+        except ValueError as error:
+            yield error
 
 
 def stream(config: PretrainingConfig, tower_side: int, number: int, step: int, place: Place) -> Iterator[Row]:
     """Row `number` of that step and of every later one; place: where the stream was left.
 
-    What cannot be read is counted and skipped. Raises ValueError when nothing can be read any more.
+    What cannot be read is counted and skipped, and the first such thing of each pass through a shard is told in the
+    log. Raises ValueError when nothing can be read any more.
     """
     urls = [url for shard in config.shards for url in braceexpand(shard)]
     skipped, chances = place.skipped, ("flip", "rotation", "scale_low", "scale_high", "elastic", "blur")
     augmented = Augmentation(tower_side, **{name: getattr(config, name) for name in chances})
     fruitless, trouble = 0, "they are empty"
     for shard in count(place.shard):
-        fruitless += 1
-        for taken, sample in enumerate(_samples(config, urls, number, shard), start=1):
+        fruitless, told = fruitless + 1, False
+        chance = random.Random(f"{config.seed}:{number}:{shard}")
+        url = urls[chance.randrange(len(urls))]
+        for taken, sample in enumerate(_samples(url, config.shuffle, chance), start=1):
             if shard == place.shard and taken <= place.taken:  # used up before this run
                 continue
             try:
                 row = decoded(sample, config, tower_side)
             except Exception as error:  # whatever a decoder says of foreign bytes
                 skipped, trouble = skipped + 1, f"{type(error).__name__}: {error}"
+                if not told:
+                    log.warning("pretraining: skipped in %s: %.200s", url, trouble)
+                told = True
                 continue
             seed = generator("augment", config.seed, step, number).initial_seed()
             yield replace(row, reference=augmented(row.reference, seed), place=Place(shard, taken, skipped))
@@ -160,24 +182,26 @@ def stream(config: PretrainingConfig, tower_side: int, number: int, step: int, p
             raise ValueError(f"{FRUITLESS} shards in a row hold no usable sample ({trouble:.200}); see to the shards.")
 
 
-def _samples(config: PretrainingConfig, urls: Sequence[str], number: int, shard: int) -> Iterator[Sample | Exception]:
-    """A stream's shard, shuffled; what its tar file could not give stands as the error."""
-    chance, broken = random.Random(f"{config.seed}:{number}:{shard}"), []
+def _samples(url: str, held: int, chance: random.Random) -> Iterator[Sample | Exception]:
+    """A shard's samples, `held` at a time shuffled; an error stands for one that its tar file gives in part only."""
+    broken: list[Exception] = []
 
     def note(error: Exception) -> bool:
         broken.append(error)
         return True  # and go on
 
-    samples = webdataset.DataPipeline(
-        webdataset.SimpleShardList([urls[chance.randrange(len(urls))]]),
+    def whole(samples: Iterable[Sample]) -> Iterator[Sample | Exception]:
+        for sample in samples:
+            yield broken[0] if broken else sample
+            broken.clear()
+        yield from broken[:1]
+
+    yield from webdataset.DataPipeline(
+        webdataset.SimpleShardList([url]),
         webdataset.tarfile_to_samples(handler=note),
-        webdataset.shuffle(config.shuffle, rng=chance),
+        whole,
+        webdataset.shuffle(held, rng=chance),
     )
-    for sample in samples:
-        yield from broken
-        broken.clear()
-        yield sample
-    yield from broken
 
 
 def usable(config: PretrainingConfig, tower_side: int) -> list[Row]:
@@ -231,9 +255,12 @@ def _image(sample: Sample, part: str) -> Image.Image:
     kind = next((kind for kind in IMAGES if f"{part}.{kind}" in sample), None)
     if kind is None:
         raise ValueError(f"{sample['__key__']} has no {part}")
-    image = Image.open(io.BytesIO(sample[f"{part}.{kind}"]))
-    image.load()
-    return ImageOps.exif_transpose(image)
+    file = Image.open(io.BytesIO(sample[f"{part}.{kind}"]))
+    file.load()
+    image: Image.Image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # 16 bits, as depth maps have; PIL itself would cut all above 255 off
+        image = Image.fromarray((np.asarray(image, np.float32) / 257).round().astype(np.uint8))
+    return image
 
 
 def _transparency(image: Image.Image) -> Image.Image:

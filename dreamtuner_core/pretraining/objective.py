@@ -80,20 +80,21 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, hooks: ExitStack) -> Tensor:
         """Each row's loss [B]. hooks: to be closed after the backward pass."""
-        base, config, device = self._base[0], self.config, next(self.encoder.parameters()).device
+        base, config, learned = self._base[0], self.config, next(self.encoder.learned())
+        device, dtype = learned.device, learned.dtype
         hints = None if batch.hints is None else batch.hints.to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):  # they choose their own types
             latents = base.encode(batch.pictures.to(device)) if batch.latents is None else batch.latents
-            latents = base.scaled(latents.to(device).float())
-            states = base.states(batch.references.to(device), self.encoder).to(device).float()
+            latents = base.scaled(latents.to(device, dtype))
+            states = base.states(batch.references.to(device), self.encoder).to(device, dtype)
         draws = [draw(config, batch.step, row, latents.shape[1:]) for row in batch.rows]
         levels = [
             stratified_level(batch.step, row, config.batch, len(base.levels), d.level)
             for row, d in zip(batch.rows, draws, strict=True)
         ]
-        sigma = base.levels[levels].to(device)
-        noise = torch.stack([d.noise for d in draws]).to(device)
-        beta = TRAINED_AT * torch.tensor([float(d.keeps_subject) for d in draws], device=device)
+        sigma = base.levels[levels].to(device, dtype)
+        noise = torch.stack([d.noise for d in draws]).to(device, dtype)
+        beta = TRAINED_AT * torch.tensor([float(d.keeps_subject) for d in draws], device=device, dtype=dtype)
         captions = [caption if d.keeps_text else "" for caption, d in zip(batch.captions, draws, strict=True)]
 
         hooks.enter_context(inserted(self.encoder, base.blocks, self.encoder.tokens(states), beta))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 
 from .. import encoder_file
 from ..encoder import SubjectEncoder
@@ -78,13 +79,19 @@ def keep(training: Pretraining) -> None:
 
 
 def export(encoder: SubjectEncoder, training: Pretraining, path: Path) -> None:
-    """Write the encoder with the weights to be used (averaged ones where that is wanted)."""
+    """Write the encoder with the weights to be used (averaged ones where that is wanted).
+
+    Raises ValueError, in one sentence, where it cannot be written.
+    """
     told = {"steps": training.step, "pictures": training.step * training.config.batch}
     weights = encoder.state_dict() | training.learned()
     copy = SubjectEncoder(encoder.config, device="meta")
     copy.load_state_dict(weights, assign=True)
     origin = encoder_file.Origin(told | training.config.outcome(), training.config.licence)
-    encoder_file.save(path, copy, origin)
+    try:
+        encoder_file.save(path, copy, origin)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be written ({error}); make room, and start again.") from error
 
 
 class Report:
@@ -139,7 +146,8 @@ class Report:
         """Drop what a run that was cut off noted after its last checkpoint."""
         path = self.folder / LOG
         lines = list(csv.reader(path.read_text().splitlines())) if path.is_file() else []
-        kept = [line for line in lines[1:] if line and int(line[0]) <= self.training.step]
+        whole = [line for line in lines[1:] if len(line) == len(COLUMNS)]  # the last one may be cut off
+        kept = [line for line in whole if int(line[0]) <= self.training.step]
         with path.open("w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *kept])
 

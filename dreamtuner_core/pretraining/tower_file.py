@@ -9,15 +9,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..files import write_whole
 from ..tower import ImageTower, TowerConfig
 
 
 def save_tower(path: Path, tower: ImageTower) -> None:
     """Write it: whole, or not at all."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in tower.state_dict().items()}
-    unfinished = path.with_suffix(".unfinished")
-    save_file(weights, unfinished, {"tower": json.dumps(asdict(tower.config))})
-    unfinished.replace(path)
+    metadata = {"tower": json.dumps(asdict(tower.config))}
+    write_whole(path, lambda unfinished: save_file(weights, unfinished, metadata))
 
 
 def read_tower(path: str | Path) -> ImageTower:

@@ -5,8 +5,11 @@ are called is said in dreamtuner_core/pretraining/data.py.
 """
 
 import io
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ import torch
 import webdataset
 from PIL import Image
 
+from .autoencoder import Autoencoder
+from .checkpoint import write_whole
 from .compose import REPEATED, arrange
 from .config import Preset
 from .export import SD_SCALE
@@ -45,11 +50,23 @@ def samples(archive: Path, concepts: dict[str, str], side: int, count: int) -> I
 
 
 def write_shards(folder: Path, work: Path, archive: Path, preset: Preset, count: int) -> None:
-    """Fill the folder, with the latents of the autoencoder in `work`; it stands there when it is whole."""
-    partial = folder.with_suffix(".part")
-    partial.mkdir(parents=True, exist_ok=True)
+    """Fill the folder, with the latents of the autoencoder in `work`; it stands there when it is whole.
+
+    Each shard, too, has its name only when it is whole: what a stopped attempt leaves can be read to the end.
+    """
+    unfinished = folder.with_suffix(".part")
+    shutil.rmtree(unfinished, ignore_errors=True)  # another attempt's, perhaps of other settings
+    unfinished.mkdir(parents=True)
     autoencoder, made = load_autoencoder(work, preset), samples(archive, preset.concepts, preset.side, count)
-    with webdataset.ShardWriter(str(partial / "%04d.tar"), maxcount=SHARD, verbose=0) as writer:
+    for number in range(ceil(count / SHARD)):
+        write = partial(write_shard, made=islice(made, SHARD), autoencoder=autoencoder)
+        write_whole(unfinished / f"{number:04}.tar", write)
+    unfinished.rename(folder)
+    print(f"wrote {count} samples to {folder}")
+
+
+def write_shard(path: Path, made: Iterator[dict[str, object]], autoencoder: Autoencoder) -> None:
+    with webdataset.TarWriter(str(path)) as writer:
         while some := list(islice(made, BATCH)):
             pictures = torch.stack([torch.from_numpy(sample["picture"].copy()) for sample in some])
             with torch.inference_mode():
@@ -57,8 +74,6 @@ def write_shards(folder: Path, work: Path, archive: Path, preset: Preset, count:
             for sample, latent in zip(some, latents):
                 picture = webp(Image.fromarray(sample.pop("picture")))
                 writer.write(sample | {"picture.webp": picture, "latent.npy": latent.half().numpy()})
-    partial.rename(folder)
-    print(f"wrote {count} samples to {folder}")
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:

@@ -7,25 +7,34 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import comfy.clip_vision
 import comfy.supported_models
 import folder_paths
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from dreamtuner_pack.dreamtuner_core import encoder_file
 from dreamtuner_pack.dreamtuner_core.encoder import inserted
+from dreamtuner_pack.dreamtuner_core.host import frozen_base
 from dreamtuner_pack.dreamtuner_core.host.frozen_base import FrozenBase
-from dreamtuner_pack.dreamtuner_core.host.subject_encoder import load_encoder
-from dreamtuner_pack.dreamtuner_core.pretraining.__main__ import main, pretrain
-from dreamtuner_pack.dreamtuner_core.pretraining.config import PretrainingConfig
+from dreamtuner_pack.dreamtuner_core.host.subject_encoder import ENCODERS, encode_picture, load_encoder
+from dreamtuner_pack.dreamtuner_core.pretraining.__main__ import main, pretrain, processes
+from dreamtuner_pack.dreamtuner_core.pretraining.config import PretrainingConfig, stratified_level
 from dreamtuner_pack.dreamtuner_core.pretraining.data import Batch
-from dreamtuner_pack.dreamtuner_core.pretraining.objective import Objective
+from dreamtuner_pack.dreamtuner_core.pretraining.loop import Pretraining
+from dreamtuner_pack.dreamtuner_core.pretraining.objective import Objective, draw
 from dreamtuner_pack.dreamtuner_core.pretraining.tower_file import save_tower
 from dreamtuner_pack.dreamtuner_core.tower import ImageTower, TowerConfig
-from families import draw_weights
+from dreamtuner_pack.nodes.subject_encoder import LoadSubjectEncoder
+from families import SHAPES, draw_weights, text, tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -51,8 +60,6 @@ def _mini_family() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _as_in_the_trainer() -> Iterator[None]:
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(True)
     with torch.inference_mode(False):
         yield
@@ -111,6 +118,23 @@ def settings(files: dict[str, str], folder: Path, **changed: Any) -> dict[str, A
     } | changed
 
 
+def config_of(files: dict[str, str], folder: Path, **changed: Any) -> PretrainingConfig:
+    told = settings(files, folder, **changed)
+    return PretrainingConfig(**told | {"shards": tuple(told["shards"])})
+
+
+def learning(config: PretrainingConfig, base: FrozenBase, identity: bool = False) -> Pretraining:
+    """A training of an encoder with a drawn tower; and with drawn weights, where it is not at identity."""
+    tower = ImageTower(TowerConfig(side=32, patch=8, width=16, layers=3, heads=2))
+    draw_weights(tower, 2)
+    torch.manual_seed(0)
+    encoder = base.encoder(config.family, tower)
+    if not identity:
+        draw_weights(encoder, 4)
+    AcceleratorState._reset_state(True)  # it knows one precision for each process
+    return Pretraining(config, base, encoder, processes(config))
+
+
 def rows(generator: torch.Generator, controlled: bool = True) -> Batch:
     def pixels(side: int) -> torch.Tensor:
         return torch.rand(2, 3, side, side, generator=generator)
@@ -150,7 +174,7 @@ def test_gradients_pass_the_host_to_the_encoder_alone(files: dict[str, str], che
     encoder = base.encoder("mini", tower).requires_grad_(False)
     for parameter in encoder.learned():
         parameter.requires_grad_(True)
-    config = PretrainingConfig(**settings(files, Path("none")) | {"shards": ("none",)})
+    config = config_of(files, Path("none"))
     objective, gradients = Objective(config, base, encoder), []
     batch = rows(torch.Generator().manual_seed(1))
     for _ in range(2):  # at first the way back ends at the zero output projections
@@ -189,7 +213,149 @@ def test_gradients_pass_the_host_to_the_encoder_alone(files: dict[str, str], che
     assert (values[0] - values[1]) / 2e-2 == pytest.approx(slope, rel=0.05, abs=1e-4)
 
 
-def test_a_whole_run_and_the_file_in_the_host(files: dict[str, str], tmp_path: Path) -> None:
+def test_nothing_frozen_is_differentiated_without_need(files: dict[str, str], tmp_path: Path) -> None:
+    """Before the first S-E-A there is no graph, nor is anything computed again; towers and texts never have one."""
+    base = FrozenBase(str(WEIGHTS), torch.float32, files["controlnet"])
+    small = learning(config_of(files, tmp_path), base)
+    small.batches = iter([[rows(torch.Generator().manual_seed(1))]])
+    seen: dict[str, list[bool]] = {}  # by part, for each call of it: whether its output has a graph
+    blocks = list(base.blocks.values())
+    residual = base.unet.input_blocks[1][0]
+    parts = {"first": residual, "its attention": blocks[0].attn1, "last": base.unet.out[2]}
+    parts |= {f"text {i}": block.attn2.to_k for i, block in enumerate(blocks)}
+    parts |= {"tower": small.encoder.tower.project, "layout": base.control.control_model.middle_block_out[0]}
+    parts |= {"VAE": base.vae.first_stage_model, "CLIP": base.clip.patcher.model}
+
+    def note(name: str, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        seen.setdefault(name, []).append(isinstance(output, torch.Tensor) and output.requires_grad)
+
+    for name, part in parts.items():
+        leaf = next(module for module in part.modules() if not list(module.children()))
+        (leaf if name in ("VAE", "CLIP") else part).register_forward_hook(partial(note, name))
+    with base.recomputed():
+        small.advance()
+    assert seen["first"] == [False]
+    assert seen["its attention"][0] is False
+    assert seen["last"] == [True]
+    assert seen.keys() == parts.keys()
+    assert not any(any(graphs) for name, graphs in seen.items() if name not in ("first", "its attention", "last"))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_in_bf16_a_step_is_nearly_that_in_fp32(files: dict[str, str], tmp_path: Path, checkpointing: bool) -> None:
+    """The frozen parts are in bf16, what learns and its gradients in fp32."""
+    losses, gradients = [], []
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        config = config_of(files, tmp_path, precision=precision)
+        small = learning(config, FrozenBase(str(WEIGHTS), dtype, files["controlnet"]))
+        small.batches = iter([[rows(torch.Generator().manual_seed(1))]])
+        with small.base.recomputed() if checkpointing else nullcontext():
+            losses.append(small.advance().loss)
+        learnt = small.parameters.values()
+        assert {p.dtype for p in learnt} | {p.grad.dtype for p in learnt if p.grad is not None} == {torch.float32}
+        assert {p.dtype for p in small.base.unet.parameters()} == {dtype}
+        gradients.append(torch.cat([p.grad.flatten() for p in learnt]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.999
+
+
+class Words:
+    """A CLIP of a tiny family's width."""
+
+    patcher = SimpleNamespace(model=torch.nn.Identity())
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+
+    def tokenize(self, words: str) -> str:
+        return words
+
+    def encode_from_tokens_scheduled(self, words: str) -> list:
+        return text(self.family, len(words))
+
+
+def sizes_of(side: int) -> torch.Tensor:
+    """What SDXL is told beside the pooled text: height, width, crop, crop, height, width, each as 256 waves."""
+    angles = torch.tensor([side, side, 0, 0, side, side])[:, None] * 10_000 ** (-torch.arange(128) / 128)
+    return torch.cat([angles.cos(), angles.sin()], dim=1).flatten()
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_a_step_on_every_family(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """At first the loss is the frozen base's own, plainly written; then all that is to learn has a gradient."""
+    with torch.no_grad():
+        tiny = tiny_model(family, v_prediction=family == "sd2")
+    loaded = (tiny, Words(family), None, None)
+    monkeypatch.setattr("comfy.sd.load_checkpoint_guess_config", lambda path, model_options: loaded)
+    base = FrozenBase(str(WEIGHTS), torch.float32)
+    assert base.parametrisation == ("v" if family == "sd2" else "eps")
+    config = config_of(files, tmp_path, controlnet="", drop_text=0.0)
+    small = learning(config, base, identity=True)
+    batch = replace(rows(torch.Generator().manual_seed(1), controlled=False), latents=torch.randn(2, 4, 8, 8))
+    small.batches = iter([[batch], [replace(batch, step=1)]])
+    found = small.advance().loss
+
+    losses, unet, alpha_bars = [], base.unet, 1 / (1 + base.levels**2)
+    for row, caption in enumerate(CAPTIONS):
+        chance = draw(config, 0, row, (4, 8, 8))
+        level = stratified_level(0, row, config.batch, 1000, chance.level)
+        latent = batch.latents[row] * (0.13025 if family == "sdxl" else 0.18215)
+        signal, noise = alpha_bars[level].sqrt(), (1 - alpha_bars[level]).sqrt()
+        [[cross, more]] = text(family, len(caption))
+        told = {"y": torch.cat([more["pooled_output"][0], sizes_of(SIDE)])[None]} if family == "sdxl" else {}
+        with torch.no_grad():
+            x = signal * latent + noise * chance.noise
+            out = unet(x[None], torch.tensor([float(level)]), context=cross, **told)[0]
+        wanted = signal * chance.noise - noise * latent if family == "sd2" else chance.noise
+        losses.append(float((out - wanted).square().mean()))
+    assert found == pytest.approx(sum(losses) / 2, rel=1e-4)
+
+    small.advance()
+    assert all(float(p.grad.abs().max()) > 0 for p in small.parameters.values())
+    assert all(p.grad is None for p in unet.parameters())
+
+
+TOWERS = {
+    "config_vitl": (24, 257, (19, 3, 6, 9, 12)),
+    "config_h": (32, 257, (25, 4, 8, 12, 16)),
+    "config_g": (48, 257, (38, 6, 12, 18, 24)),
+    "siglip_384": (27, 729, (21, 3, 7, 10, 14)),
+}
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_hosts_towers_in_their_full_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tower: str) -> None:
+    """All layers and tokens of the host's own, few channels: what the trainer reads is what the node encodes."""
+    depth, tokens, layers = TOWERS[tower]
+    told = json.loads((host_tree() / "comfy" / f"clip_vision_{tower}.json").read_text())
+    few = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "projection_dim": 8}
+    (tmp_path / "vision.json").write_text(json.dumps(told | {name: few[name] for name in few if name in told}))
+    clip_vision = comfy.clip_vision.ClipVisionModel(tmp_path / "vision.json")
+    draw_weights(clip_vision.model, 3)
+    clip_vision.model.float()
+    monkeypatch.setattr("comfy.clip_vision.load", lambda path: clip_vision)
+    base = FrozenBase(str(WEIGHTS), torch.float32, clip_vision=str(WEIGHTS))
+    encoder = base.encoder("mini")
+    assert (encoder.config.tower_layers, encoder.config.tokens, encoder.config.layers) == (depth, tokens, layers)
+    encoder_file.save(tmp_path / "e.safetensors", encoder)
+    monkeypatch.setattr(type(ENCODERS), "path", lambda self, name: tmp_path / name)
+    side = base.tower_side
+    with torch.no_grad():
+        node = LoadSubjectEncoder.execute("e.safetensors", clip_vision).args[0]
+        picture = torch.rand(1, side, side, 3, generator=torch.Generator().manual_seed(0))
+        states = base.states(picture.movedim(-1, 1), encoder)
+        assert states.shape == (1, 5, tokens, 32)
+        encoded = encode_picture(node, picture).tokens
+    assert encoded.shape == (1, tokens, encoder.config.context_width)
+    torch.testing.assert_close(encoded, encoder.tokens(states).detach())
+
+
+def test_a_whole_run_and_the_file_in_the_host(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen_base, "SHEET_STEPS", 3)
     told = settings(files, tmp_path / "run", gradient_checkpointing=True, sheet_every=2, sheet_rows=1)
     lines = [f"{name} = {json.dumps(value)}" for name, value in told.items()]
     (tmp_path / "run.toml").write_text("\n".join(lines))
@@ -240,7 +406,5 @@ def test_the_base_is_as_it_was_after_training(files: dict[str, str]) -> None:
 def test_a_file_that_is_not_there_is_one_sentence(
     files: dict[str, str], tmp_path: Path, changed: dict[str, Any], sentence: str
 ) -> None:
-    told = settings(files, tmp_path, **changed)
-    config = PretrainingConfig(**told | {"shards": tuple(told["shards"])})
     with pytest.raises(ValueError, match=sentence):
-        pretrain(config, host_tree())
+        pretrain(config_of(files, tmp_path, **changed), host_tree())

@@ -1,6 +1,7 @@
 """A pre-training so small that it takes seconds: a torch U-Net of the lab's with drawn weights, a tower, shards.
 
-Run as a script it is one process of such a training: CONFIG.json [step at which it is killed].
+Run as a script it is one process of such a training: CONFIG.json [step at which it is killed]. "exact" in that file
+is whether it computes in float64.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dreamtuner_core.encoder import EncoderConfig, SubjectEncoder, transformer_blocks
+from dreamtuner_core.pretraining import loop
 from dreamtuner_core.pretraining.__main__ import RESUMABLE, processes
 from dreamtuner_core.pretraining.config import PretrainingConfig
 from dreamtuner_core.pretraining.loop import Pretraining
@@ -32,6 +34,7 @@ from dreamtuner_core.tuning.pairs import generator
 from lab.mini.diffusion import alphas_cumprod
 from lab.mini.unet import UNet
 
+loop.LARGEST_GRADIENT = 0.03  # so that it is at work in some of the few steps
 TOWER = TowerConfig(side=32, patch=8, width=16, layers=3, heads=2)
 CONTEXT = 16
 SMALL: dict[str, Any] = {
@@ -63,13 +66,15 @@ class SmallBase:
     parametrisation = "v"
     tower_side = TOWER.side
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         with torch.random.fork_rng():
             torch.manual_seed(1)
             self.unet = UNet(32, (1, 2), 1, 16, CONTEXT).requires_grad_(False)
             self.tower = ImageTower(TOWER).requires_grad_(False)
             for parameter in self.unet.parameters():
                 parameter += 0.05 * torch.randn(parameter.shape)
+        self.unet.to(dtype), self.tower.to(dtype)
         alpha_bars = alphas_cumprod()
         self.levels = ((1 - alpha_bars) / alpha_bars).sqrt()
         self.blocks: Mapping[str, Any] = transformer_blocks(self.unet)
@@ -79,7 +84,7 @@ class SmallBase:
             torch.manual_seed(2)
             encoder = SubjectEncoder(EncoderConfig.for_unet(self.unet, "small", TOWER))
         encoder.tower = self.tower
-        return encoder
+        return encoder.to(self.dtype)
 
     def encode(self, pictures: Tensor) -> Tensor:
         small = F.avg_pool2d(2 * pictures - 1, 8)
@@ -89,11 +94,12 @@ class SmallBase:
         return latents
 
     def states(self, references: Tensor, encoder: SubjectEncoder) -> Tensor:
-        return self.tower.hidden_states(references, encoder.config.layers)
+        return self.tower.hidden_states(references.to(self.dtype), encoder.config.layers)
 
     def predict(self, noisy: Tensor, sigma: Tensor, captions: Sequence[str], hints: Tensor | None) -> Tensor:
         level = torch.searchsorted(self.levels, sigma).clamp(max=len(self.levels) - 1)
         text = torch.cat([torch.randn(1, 3, CONTEXT, generator=generator(caption)) for caption in captions])
+        text = text.to(noisy.dtype)
         layout = 0 if hints is None else 0.1 * F.avg_pool2d(hints, 8).mean(1, keepdim=True)
         return self.unet(noisy / torch.sqrt(1 + sigma**2)[:, None, None, None] + layout, level, text)
 
@@ -144,17 +150,18 @@ def small_config(shards: Sequence[str], folder: Path, **changed: Any) -> Pretrai
     return PretrainingConfig(shards=tuple(shards), folder=str(folder), **{**SMALL, **changed})
 
 
-def training(config: PretrainingConfig) -> Pretraining:
+def training(config: PretrainingConfig, exact: bool = False) -> Pretraining:
     torch.set_num_threads(1)
-    base = SmallBase()
+    base = SmallBase(torch.float64 if exact else torch.float32)
     return Pretraining(config, base, base.encoder(), processes(config))
 
 
 def main() -> int:
     told = json.loads(Path(sys.argv[1]).read_text())
+    exact = told.pop("exact", False)
     config = small_config(**told)
     kill_at = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    small = training(config)
+    small = training(config, exact)
     advance = small.advance
 
     def advance_or_die() -> Any:
