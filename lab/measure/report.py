@@ -30,9 +30,12 @@ HOW_TO_READ = (
     "drawings. Frechet: distance on EfficientNet-Lite0 features, 16 principal axes, to true pictures; no FID."
 )
 STYLE = (
-    "body{font:15px sans-serif;max-width:1400px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
-    "td,th{padding:3px 9px;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}td:first-child,"
-    "th:first-child{text-align:left}small{color:#777}img{display:block;max-width:100%}"
+    ":root{color-scheme:light dark}body{font:15px/1.45 sans-serif;max-width:1400px;margin:2em auto;padding:0 1em}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:3px 9px;text-align:right;"
+    "border-bottom:1px solid #8884;white-space:nowrap}td:first-child,th:first-child,.said td:nth-child(2),"
+    ".said th:nth-child(2){text-align:left}.rows th{min-width:5em}.rows th:first-child{min-width:17em}"
+    "small{opacity:.6}img{display:block;max-width:100%}pre{white-space:pre-wrap;background:#8882;padding:.7em 1em}"
+    "h2{margin-top:2em}[data-said=holds]{color:#2a8a4a}[data-said='does not hold']{color:#c33}"
 )
 
 
@@ -105,8 +108,8 @@ def _lift_of(x: Lift) -> dict[str, Any]:
 def page(bench: Bench, results: Sequence[Result], found: Mapping[str, Any]) -> str:
     """One HTML file with its pictures inside."""
     parts = [
-        "<!doctype html><meta charset=utf-8><title>DreamTuner: measure</title>", f"<style>{STYLE}</style>",
-        "<h1>DreamTuner: the proving ground</h1>", f"<p>{HOW_TO_READ}</p>",
+        "<!doctype html><html lang=en><meta charset=utf-8><title>DreamTuner: measure</title>",
+        f"<style>{STYLE}</style>", "<h1>DreamTuner: the proving ground</h1>", f"<p>{HOW_TO_READ}</p>",
         f"<p>Scenes: {', '.join(found['scenes'])}. Weights {found['weights']}, seed {found['seed']}.</p>",
         f"<h2>To repeat it</h2><pre>{html.escape(found['command'])}</pre>",
     ]  # fmt: skip
@@ -156,7 +159,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"<tr><td>{html.escape(row['name'])}" + "".join(f"<td>{_cell(row.get(n))}" for n in names)
         + f"<td>{_number(row['frechet'], 3)}" for row in rows
     )  # fmt: skip
-    return f"<table><tr>{head}{body}</table>"
+    return f"<table class=rows><tr>{head}{body}</table>"
 
 
 def _cell(x: Sequence[float | None] | None) -> str:
@@ -167,7 +170,7 @@ def _cell(x: Sequence[float | None] | None) -> str:
 
 
 def _number(x: float | None, places: int = 2, sign: str = "") -> str:
-    return "?" if x is None else f"{x:{sign}.{places}f}"
+    return "?" if x is None else f"{round(x, places) + 0.0:{sign}.{places}f}"  # no -0.00
 
 
 def _calibration(told: Mapping[str, Mapping[str, float]]) -> str:
@@ -179,10 +182,11 @@ def _calibration(told: Mapping[str, Mapping[str, float]]) -> str:
 
 def _stated(told: Sequence[Mapping[str, Any]]) -> str:
     body = "".join(
-        f"<tr><td>{html.escape(v['row'])}<td>{html.escape(v['stated'])}<td>{_cell(v['difference'])}<td><b>{v['said']}</b>"
+        f"<tr><td>{html.escape(v['row'])}<td>{html.escape(v['stated'])}<td>{_cell(v['difference'])}<td>"
+        f"<b data-said='{v['said']}'>{v['said']}</b>"
         for v in told
     )
-    return f"<table><tr><th>row<th>stated<th>difference<th>{body}</table>"
+    return f"<table class=said><tr><th>row<th>stated<th>difference<th>{body}</table>"
 
 
 def _lift(x: Mapping[str, Any]) -> str:
