@@ -5,10 +5,11 @@ commands:
   test      the whole suite: ruff, mypy, pytest, on both hosts (further arguments go to pytest)
   bench     speed and memory of the method against plain sampling
   measure   likeness and quality of the method
+  page      the shipped workflows in ComfyUI's own page, in a browser that is there
   mini      the small base model: its data, training and checks
 
 options:
-  --host VERSION   which ComfyUI to use, for demo and test: {versions}
+  --host VERSION   which ComfyUI to use, for demo, test and page: {versions}
 
 environment:
   COMFYUI_PATH     use the ComfyUI installed there instead of fetching one
@@ -34,6 +35,7 @@ MODULES = {
     "test": "lab.suite",
     "bench": "lab.bench",
     "measure": "lab.measure",
+    "page": "lab.page",
     "mini": "lab.mini.__main__",
 }
 INSIDE = "DREAMTUNER_LAB_INSIDE"  # set in the process that runs in the environment
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if command is None:
         say(f"There is no command in {' '.join(argv)!r}: choose one of {', '.join(MODULES)}.")
         return 2
-    version, rest = _host_option(argv) if command in ("demo", "test") else (None, list(argv))
+    version, rest = _host_option(argv) if command in ("demo", "test", "page") else (None, list(argv))
     rest.remove(command)
     if INSIDE in os.environ:
         return _run(command, rest)

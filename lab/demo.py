@@ -16,7 +16,7 @@ from lab.client import ComfyError, Progress
 from lab.host import HOME, ROOT, say
 from lab.inside import host_tree
 from lab.server import ComfyServer
-from lab.sheet import Cell, contact_sheet
+from lab.sheet import Cell, card, contact_sheet
 from lab.workflow import Graph
 
 MINI = ROOT / "lab" / "mini"
@@ -30,6 +30,7 @@ SAMPLING = {"cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}  # wh
 S_S_A, GUIDANCE = "DreamTunerApplySelfSubjectAttention", "DreamTunerReferenceGuidance"
 LOAD_ENCODER, APPLY_ENCODER = "DreamTunerLoadSubjectEncoder", "DreamTunerApplySubjectEncoder"
 STRENGTH = 0.2  # beta
+PROBABILITY = 0.5  # p_r: the mini base draws little without its text's guidance, which 0.9 hardly leaves it
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(cells, title).save(options.out)
     if options.card:
-        contact_sheet([Cell(cell.picture) for cell in (cells[0], cells[3])]).save(options.card, quality=92)
+        card(cells[3].picture, cells[0].picture).save(options.card, quality=88)
     print(options.out.resolve())
     return 0
 
@@ -60,7 +61,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=HOME / "demo.png", help="the sheet")
-    parser.add_argument("--card", type=Path, help="also write the reference beside the last picture: a workflow's .jpg")
+    parser.add_argument("--card", type=Path, help="also write a workflow's .jpg")
     return parser.parse_args(argv)
 
 
@@ -89,6 +90,7 @@ def demo_graph(server: ComfyServer, reference: Path, caption: str, prompt: str, 
     workflow.node(graph, "Caption of the reference")["text"] = caption
     workflow.node(graph, "Prompt")["text"] = prompt
     workflow.node(graph, "Negative prompt")["text"] = ""
+    workflow.node(graph, "Reference Guidance")["reference_probability"] = PROBABILITY
     workflow.node(graph, "KSampler").update(seed=seed, steps=steps, **SAMPLING)
     return graph
 
@@ -127,7 +129,7 @@ def _pictures(options: argparse.Namespace, reference: Path) -> tuple[list[Cell],
         variants = {
             "without the pack": workflow.without(whole, GUIDANCE, S_S_A),
             "self-subject attention": workflow.without(whole, GUIDANCE),
-            "with reference guidance": whole,
+            f"with reference guidance, p_r {PROBABILITY:g}": whole,
             "with a subject encoder": with_encoder(workflow.without(whole, GUIDANCE)),
         }
         cells = [Cell(Image.open(reference), "reference", caption)]

@@ -1,4 +1,4 @@
-"""Contact sheets: labelled pictures in a grid, under a title."""
+"""Contact sheets: labelled pictures in a grid, under a title. Cards: one picture, and in its corner what made it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PAPER, INK, FAINT = (255, 255, 255), (24, 24, 28), (110, 110, 118)
 GAP = 16
 TEXT, TITLE = 15, 19  # font sizes in pixels
+CARD, INSET, EDGE = 512, 120, 5  # sides of a card and of what lies in its corner, and that one's white edge
 
 
 class Cell(NamedTuple):
@@ -61,3 +62,13 @@ def _checkerboard(size: tuple[int, int]) -> Image.Image:
         for x in range((y // tile % 2) * tile, size[0], 2 * tile):
             draw.rectangle((x, y, x + tile - 1, y + tile - 1), (222, 222, 226, 255))
     return board
+
+
+def card(result: Image.Image, *corner: Image.Image) -> Image.Image:
+    """A workflow's thumbnail. Square, for the page's template list frames it so."""
+    square = ImageOps.fit(result.convert("RGB"), (CARD, CARD), Image.Resampling.LANCZOS)
+    for i, picture in enumerate(corner):
+        white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+        inset = ImageOps.pad(white.convert("RGB"), (INSET, INSET), Image.Resampling.LANCZOS, color="white")
+        square.paste(ImageOps.expand(inset, EDGE, "white"), (GAP + i * (INSET + 2 * EDGE + GAP), GAP))
+    return square

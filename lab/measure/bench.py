@@ -80,8 +80,7 @@ class Bench:
         self.settings, self.others, self.folder = settings, others, folder
         self.layout = Layout(settings.sampling.side)
         self.studio = Studio(checkpoint, settings.sampling)
-        leaves = (self.studio.weights, self.studio.left_by_autoencoder)
-        self.eye = eye or Eye(settings.sampling.side, folder, leaves=leaves)
+        self.eye = eye or Eye(settings.sampling.side, folder, leaves=self.studio.leaves)
         self.looks = {USUAL: subjects(USUAL, settings.usual), HARD: subjects(HARD, settings.hard)}
         self._likeness: dict[str, Likeness] = {}
         self._references: dict[Look, Reference] = {}

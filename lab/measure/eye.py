@@ -92,7 +92,7 @@ class Eye:
     def __init__(
         self, side: int, folder: Path = KEPT, pictures: int = 1500, leaves: tuple[str, Change] | None = None
     ) -> None:
-        """leaves: a name of the base's weights, and what its autoencoder leaves of pictures [B, H, W, 3] in 0..1."""
+        """leaves: a name of the base's autoencoder, and what that leaves of pictures [B, H, W, 3] in 0..1."""
         self.side, self.folder, self.network = side, folder, network()
         name, self.leaves = leaves or ("", _softened)
         self._maps: dict[int, Tensor] = {}

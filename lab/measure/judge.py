@@ -31,7 +31,7 @@ Named = list[tuple[str, str, str, str]]
 def judge_base(checkpoint: Path, each: int, out: Path) -> dict[str, Any]:
     """Ask for every concept on every scene, `each` times; print and write what the judge names."""
     studio = Studio(checkpoint, Sampling())
-    eye = Eye(Sampling().side, leaves=(studio.weights, studio.left_by_autoencoder))
+    eye = Eye(Sampling().side, leaves=studio.leaves)
     drawn = _accuracy(_drawn(eye, studio, each))
     found: dict[str, Any] = {
         "weights": studio.weights,

@@ -17,7 +17,7 @@ from torch import Tensor
 from lab.demo import ENCODER
 from lab.inside import import_host, import_pack
 from lab.measure.changes import CHANGES
-from lab.measure.eye import KEPT, as_floats
+from lab.measure.eye import KEPT, Change, as_floats
 from lab.measure.subjects import Look, placed
 from lab.mini.compose import caption_of, one
 
@@ -101,6 +101,13 @@ class Studio:
         self.model, self.clip, self.vae, _ = comfy.sd.load_checkpoint_guess_config(
             str(checkpoint), embedding_directory=[str(EMBEDDINGS)]
         )
+
+    @property
+    def leaves(self) -> tuple[str, Change]:
+        """For the Eye: the name of this base's autoencoder, and what that leaves of pictures."""
+        weights = self.vae.first_stage_model.state_dict()
+        digest = hashlib.sha256(b"".join(x.detach().cpu().contiguous().numpy().tobytes() for x in weights.values()))
+        return digest.hexdigest()[:16], self.left_by_autoencoder
 
     @property
     def core(self) -> Any:

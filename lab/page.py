@@ -1,0 +1,80 @@
+"""The shipped workflows in ComfyUI's own page: each loaded in a browser, what it lost named, a picture of it taken.
+
+Needs a Chromium or Chrome on the PATH (Debian: `apt-get install chromium`). No test depends on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientSession, ClientWebSocketResponse
+
+from lab.host import HOME, say
+from lab.inside import host_tree
+from lab.server import ComfyServer
+from lab.workflow import WORKFLOWS
+
+STARTED = 60  # seconds that a browser may take
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--window-size=1600,1000")
+LOAD = """(async flow => {
+    while (!(window.app?.graph && app.extensionManager)) await new Promise(done => setTimeout(done, 500));
+    await app.loadGraphData(flow);
+    await new Promise(done => setTimeout(done, 3000));
+    const there = new Map(app.graph.serialize().nodes.map(node => [node.id, node]));
+    return flow.nodes.filter(node => !(node.type in LiteGraph.registered_node_types) || JSON.stringify(
+        there.get(node.id)?.widgets_values ?? []) != JSON.stringify(node.widgets_values ?? [])).map(node => node.type);
+})"""
+
+
+def main(argv: Sequence[str]) -> int:
+    if argv or not (browser := next(filter(None, map(shutil.which, BROWSERS)), None)):
+        say(f"{__doc__}\nIt takes no options." if argv else f"no browser is on the PATH ({', '.join(BROWSERS)}).")
+        return 1
+    with ComfyServer(host_tree()) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [browser, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            return asyncio.run(_look(server.url, Path(profile) / "DevToolsActivePort", HOME / "page"))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+async def _look(url: str, port_file: Path, out: Path) -> int:
+    async with asyncio.timeout(STARTED):
+        while not (port := port_file.read_text().split() if port_file.is_file() else []):
+            await asyncio.sleep(0.25)
+    out.mkdir(parents=True, exist_ok=True)
+    failed = False
+    async with ClientSession() as session:
+        await session.post(f"{url}/settings/Comfy.TutorialCompleted", data="true")  # else templates cover the graph
+        async with session.get(f"http://127.0.0.1:{port[0]}/json/list") as answer:
+            tab = next(tab for tab in await answer.json() if tab["type"] == "page")
+        async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+            await _call(socket, "Page.navigate", url=url)
+            await asyncio.sleep(5)
+            for path in sorted(WORKFLOWS.glob("*.json")):
+                script = {"expression": f"{LOAD}({path.read_text()})", "awaitPromise": True, "returnByValue": True}
+                lost = (await _call(socket, "Runtime.evaluate", **script))["result"]["value"]
+                picture = (await _call(socket, "Page.captureScreenshot"))["data"]
+                (out / f"{path.stem}.png").write_bytes(base64.b64decode(picture))
+                say(f"{path.stem}: " + (f"unknown or changed: {', '.join(lost)}" if lost else "as it was shipped"))
+                failed |= bool(lost)
+    print(out.resolve())
+    return int(failed)
+
+
+async def _call(socket: ClientWebSocketResponse, method: str, **parameters: Any) -> Any:
+    """The answer to one command of the Chrome DevTools Protocol; events in between are passed over."""
+    await socket.send_json({"id": 1, "method": method, "params": parameters})
+    while (answer := await socket.receive_json()).get("id") != 1:
+        continue
+    return answer["result"]
