@@ -39,15 +39,19 @@ class Origin:
 
 def save(path: str | os.PathLike[str], encoder: SubjectEncoder, origin: Origin = Origin()) -> None:
     """Write the encoder, its tower included, to a file at that path: whole, or not at all."""
-    metadata = {
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in encoder.state_dict().items()}
+    write_whole(Path(path), lambda unfinished: save_file(weights, unfinished, metadata_of(encoder.config, origin)))
+
+
+def metadata_of(config: EncoderConfig, origin: Origin) -> dict[str, str]:
+    """What a file of such an encoder says of itself."""
+    return {
         "format": FORMAT,
         "version": VERSION,
-        "config": json.dumps(encoder.config.to_dict()),
+        "config": json.dumps(config.to_dict()),
         "training": json.dumps(dict(origin.training)),
         "licence": origin.licence,
     }
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in encoder.state_dict().items()}
-    write_whole(Path(path), lambda unfinished: save_file(weights, unfinished, metadata))
 
 
 def read(

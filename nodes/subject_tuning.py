@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..dreamtuner_core.host.tuning import tune_subject
-from ..dreamtuner_core.tuning.config import METHODS, PRECISIONS, TuningConfig
+from ..dreamtuner_core.tuning.config import METHODS, PRECISIONS, REGULAR_FROM, TuningConfig
 from .common import CATEGORY, SubjectSocket, named_errors
 
 TunedSubjectSocket = io.Custom("DREAMTUNER_TUNED_SUBJECT")
@@ -157,5 +157,20 @@ def _advanced() -> list[io.Input]:
             max=100000,
             optional=True,
             tooltip="Steps between two savings of the state, from which a killed tuning goes on.",
+        ),
+        io.Combo.Input(
+            "regular_from",
+            options=list(REGULAR_FROM),
+            default=DEFAULT.regular_from,
+            optional=True,
+            tooltip="What the regular pictures show. subject: what resembles it, as in the paper. class: the class as "
+            "the model draws it. both: half and half, which leaves the bare class more as it was.",
+        ),
+        io.Boolean.Input(
+            "encoder_resblocks",
+            default=DEFAULT.encoder_resblocks,
+            optional=True,
+            tooltip="Whether the subject encoder on the model learns too. The model must come through Apply Subject "
+            "Encoder with this subject. Gives a subject encoder of the same name.",
         ),
     ]

@@ -20,7 +20,7 @@ from ..bank import ReferenceBank
 from ..subject import Subject
 from . import identity
 from .memory import BankKeeper
-from .sampling import KEY, AppliedSubject, with_encoder, with_settings, with_subject
+from .sampling import KEY, AppliedSubject, Settings, with_encoder, with_settings, with_subject
 from .subject_encoder_attention import AppliedEncoder
 from .tuning_files import read, regular_folder, write
 
@@ -47,9 +47,11 @@ def regular_latents(
 
     subject: what they shall resemble; None draws the bare text (plain DreamBooth's prior).
     """
+    if count == 0:
+        return torch.empty(0, 2, *latent_shape[1:])
     key = _key(model, vae, subject, positive, negative, latent_shape)
     folder = regular_folder(key)
-    drawing = model if subject is None else _resembling(model, subject)
+    drawing = _bare(model) if subject is None else _resembling(model, subject)
     found: list[Tensor] = []
     for i in range(count):
         drawn(i, count)
@@ -60,10 +62,9 @@ def regular_latents(
             pair = _draw(drawing, vae, positive, negative, latent_shape, f"{key}:{i}")
             write(path, {"latents": pair}, {})
         found.append(pair)
-    if count:
-        drawn(count, count)
-        _forget_oldest(folder)
-    return torch.stack(found) if found else torch.empty(0, 2, *latent_shape[1:])
+    drawn(count, count)
+    _forget_oldest(folder)
+    return torch.stack(found)
 
 
 def flipped_pair(vae: Any, latent: Tensor, picture: Tensor) -> Tensor:
@@ -85,6 +86,11 @@ def draw(
 def _draw(model: ModelPatcher, vae: Any, positive: Any, negative: Any, latent_shape: torch.Size, name: str) -> Tensor:
     latent = draw(model, positive, negative, latent_shape, int(identity.Identity().add(name).text()[:15], 16))
     return flipped_pair(vae, latent, vae.decode(latent).clamp(0, 1))
+
+
+def _bare(model: ModelPatcher) -> ModelPatcher:
+    """The model without what it carries of any subject."""
+    return model if model.get_attachment(KEY) is None else with_settings(model, lambda _: Settings())
 
 
 def _resembling(model: ModelPatcher, subject: Subject) -> ModelPatcher:

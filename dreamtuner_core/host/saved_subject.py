@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def save_subject(
     name = checked_name(name)
     if tuned is not None and not torch.equal(tuned.subject.latent.cpu(), subject.latent.cpu()):
         raise ValueError("the tuned_subject was tuned on another subject; link the subject that it was tuned on.")
+    if tuned is not None and tuned.subject.encoding is not None:  # by the encoder that learned with it
+        subject = replace(subject, encoding=tuned.subject.encoding)
     if rights == NO_RIGHTS and isinstance(subject, OwnedSubject):
         rights = subject.rights
     tensors, metadata = to_file(saved(subject, tuned, rights, caption_text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import comfy.clip_vision
 import comfy.model_management
@@ -110,18 +110,13 @@ def _needed_tower(model: SubjectEncoder | IPAdapter) -> str:
 
 def encode_picture(encoder: LoadedEncoder, picture: Tensor) -> SubjectEncoding:
     """SE(r) of one framed picture [1, H, W, 3] in 0..1, on the host's own devices."""
-    model, square, kept = encoder.model, on_a_square(picture), comfy.model_management.intermediate_device()
-    comfy.model_management.load_models_gpu([encoder.patcher])
-    device = encoder.patcher.load_device
-    clip_vision: Any = encoder.clip_vision
+    model, kept = encoder.model, comfy.model_management.intermediate_device()
     if isinstance(model, SubjectEncoder):
-        if model.tower is not None:
-            states = own_states(model.tower, square.to(device), model.config.layers)
-        else:
-            states = clip_states(clip_vision, clip_pixels(clip_vision, square), model.config.layers)[0]
-        return SubjectEncoding(encoder, _finite(model.tokens(states.to(device)), encoder).to(kept))
+        return SubjectEncoding(encoder, _finite(model.tokens(tower_states(encoder, picture)), encoder).to(kept))
 
-    pixels = clip_pixels(clip_vision, square)
+    comfy.model_management.load_models_gpu([encoder.patcher])
+    device, clip_vision = encoder.patcher.load_device, cast(Any, encoder.clip_vision)
+    pixels = clip_pixels(clip_vision, on_a_square(picture))
     if model.config.resampler is None:
         embedding = clip_states(clip_vision, pixels, ())[1]
         seen = torch.cat([embedding, torch.zeros_like(embedding)])  # [2, E]
@@ -131,6 +126,17 @@ def encode_picture(encoder: LoadedEncoder, picture: Tensor) -> SubjectEncoding:
         seen = clip_states(clip_vision, both, (before_last,))[0][:, 0]  # [2, T, W]
     tokens, without = _finite(model.tokens(seen.to(device)), encoder).to(kept).split(1)
     return SubjectEncoding(encoder, tokens, without)
+
+
+def tower_states(encoder: LoadedEncoder, picture: Tensor) -> Tensor:
+    """What the ResBlocks of a subject encoder (no IP-Adapter) read of one framed picture: [1, L, T, W]."""
+    model, square, device = encoder.model, on_a_square(picture), encoder.patcher.load_device
+    assert isinstance(model, SubjectEncoder)
+    comfy.model_management.load_models_gpu([encoder.patcher])
+    if model.tower is not None:
+        return own_states(model.tower, square.to(device), model.config.layers)
+    clip_vision: Any = encoder.clip_vision
+    return clip_states(clip_vision, clip_pixels(clip_vision, square), model.config.layers)[0].to(device)
 
 
 def on_a_square(picture: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from ..tuning.report import report
 from . import identity
 from .apply import check_latent
 from .regular_pictures import flipped_pair, regular_latents
+from .tuning_encoder import applied_encoder, with_tuned_encoder
 from .tuning_files import SETTINGS, TuningFiles, checked_name, file_hash, read, settings_of
 from .tuning_network import parametrisation
 from .tuning_progress import Progress
@@ -64,7 +65,7 @@ def tune_subject(
             f"'{job.files.name}' has learned {max(finished, begun)} steps already, and {config.steps} are asked for; "
             f"take another name, or set steps to {max(finished, begun)} or more."
         )
-    if finished < config.steps or not job.files.embedding.exists():
+    if finished < config.steps or not job.files_exist():
         job.train()
     return job.result()
 
@@ -86,18 +87,21 @@ class Job:
         _check_fit(model, clip, vae, subject)
         self.model, self.clip, self.vae, self.subject = model, clip, vae, subject
         self.files, self.texts = TuningFiles(checked_name(name)), ClassTexts(clip, class_word)
+        self.encoder = applied_encoder(model, subject) if config.encoder_resblocks else None
         self.device = model.load_device
         self.config = replace(config, precision=_precision(config.precision, self.device))
         self.parametrisation = parametrisation(model.get_model_object("model_sampling"))
         self.progress = Progress(node_id, self.config)
         self.key = self._key()
-        self.files.check(self.key)
+        self.files.check(self.key, with_encoder=self.encoder is not None)
 
     def _key(self) -> str:
         """Of everything that the outcome depends on, the number of steps apart."""
         key = identity.Identity().add(self.config.outcome(), self.texts.class_word)
         key.add(identity.of_model(self.model), identity.of_patches(self.model))
         key.add(identity.of_model(self.clip.patcher), self.clip.layer_idx)
+        if self.encoder is not None:
+            key.add(identity.of_network(self.encoder.encoding.encoder.model))
         return key.add(identity.of_network(self.vae.first_stage_model), identity.of_subject(self.subject)).text()
 
     # --- the steps ---------------------------------------------------------------------------------------------------
@@ -116,31 +120,42 @@ class Job:
                     raise
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
             raise ValueError(self._out_of_memory()) from error
-        self.progress.say(f"done: loras/{self.files.lora.name}, embeddings/{self.files.embedding.name}")
+        encoder = "" if self.encoder is None else f", subject_encoders/{self.files.encoder.name}"
+        self.progress.say(f"done: loras/{self.files.lora.name}, embeddings/{self.files.embedding.name}{encoder}")
 
     def pairs(self) -> Pairs:
-        """The latents of the reference and of the regular pictures, cached; as the U-Net takes them."""
-        nothing = self._encoded("")
-        text = f"a {self.texts.class_word}"
-        resembling = self.config.regular_from == "subject"
-        caption = self.subject.caption if resembling else None
-        if caption is None or _same_text(caption, nothing):
-            caption = self._encoded(text)
-        regular = regular_latents(
-            self.model,
-            self.vae,
-            self.subject if resembling else None,
-            caption,
-            nothing,
-            self.subject.latent.shape,
-            self.config.regular_pictures,
-            self.progress.regular,
-        )
+        """The latents of the reference and of the regular pictures, cached; as the U-Net takes them.
+
+        First those that resemble the subject, then those of the bare class.
+        """
+        resembling, of_class = self.config.shares
+        bare = self._encoded(f"a {self.texts.class_word}")
+        regular = [
+            self._regular(self.subject, self.caption() or bare, resembling, 0),
+            self._regular(None, bare, of_class, resembling),
+        ]
         scale = self.model.model.process_latent_in
         reference = flipped_pair(self.vae, self.subject.latent, self.subject.picture)
         with torch.inference_mode(False):
-            mask = self._mask()
-            return Pairs(scale(reference.clone()), scale(regular.clone()), mask)
+            return Pairs(scale(reference.clone()), scale(torch.cat(regular)), self._mask())
+
+    def caption(self) -> Any | None:
+        """The subject's caption; None where it says nothing."""
+        caption = self.subject.caption
+        return None if caption is None or _same_text(caption, self._encoded("")) else caption
+
+    def _regular(self, subject: Subject | None, text: Any, count: int, before: int) -> Tensor:
+        """[count, 2, C, h, w], for which `before` pictures are there already."""
+        return regular_latents(
+            self.model,
+            self.vae,
+            subject,
+            text,
+            self._encoded(""),
+            self.subject.latent.shape,
+            count,
+            lambda done, _: self.progress.regular(before + done, self.config.regular_pictures),
+        )
 
     def _encoded(self, text: str) -> Any:
         return self.clip.encode_from_tokens_scheduled(tokenize(self.clip, text))
@@ -159,6 +174,7 @@ class Job:
             "" if self.config.gradient_checkpointing else "turn gradient_checkpointing on",
             "set method to lora" if self.config.method == "full" else "",
             "turn text_encoder off" if self.config.text_encoder else "",
+            "turn encoder_resblocks off" if self.config.encoder_resblocks else "",
             "set precision to bf16" if self.config.precision == "fp32" and self.device.type == "cuda" else "",
             "lower the rank" if self.config.rank > 8 and self.config.method == "lora" else "",
             "encode the subject at a smaller resolution",
@@ -172,10 +188,17 @@ class Job:
         settings = {"key": self.key, "class_word": self.texts.class_word, **more, "config": asdict(self.config)}
         return {SETTINGS: json.dumps(settings, ensure_ascii=False)}
 
+    def files_exist(self) -> bool:
+        """Whether all that an artist uses is there; of how many steps, the LoRA says."""
+        return self.files.embedding.exists() and (self.encoder is None or self.files.encoder.exists())
+
     def result(self) -> Tuned:
-        """The files as the host's own nodes load them."""
+        """The files as the host's own nodes, and ours, load them."""
         lora = comfy.utils.load_torch_file(str(self.files.lora), safe_load=True)
         model, clip = comfy.sd.load_lora_for_models(self.model, self.clip, lora, 1.0, 1.0)
+        subject = self.subject
+        if self.encoder is not None:
+            model, subject = with_tuned_encoder(model, self.encoder, subject, self.files.encoder.name)
         words, _ = read(self.files.embedding) or ({}, {})
         state, _ = read(self.files.state) or ({}, {})
         samples = samples_of(state)
@@ -188,7 +211,7 @@ class Job:
             model,
             clip,
             TunedSubject(
-                self.subject,
+                subject,
                 self.texts.class_word,
                 self.files.name,
                 file_hash(self.files.lora),

@@ -1,6 +1,7 @@
 """Files of a tuning: names that stay in their folder, writing whole or not at all, and where everything lies.
 
-What an artist uses lies where the host's own nodes look: loras/<name>.safetensors and embeddings/<name>.safetensors.
+What an artist uses lies where the host's own nodes look: loras/<name>.safetensors and embeddings/<name>.safetensors,
+and, where a subject encoder learned too, subject_encoders/<name>.safetensors.
 What only the pack uses lies under the user folder's `__dreamtuner`, a name that the host's web server gives to nobody:
 tuning/<name>/state.safetensors (to go on from, and the report) and regular/<key>/ (the regular pictures).
 """
@@ -10,11 +11,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import tempfile
 import unicodedata
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,10 @@ import folder_paths
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ..files import write_whole
+from .model_folders import SUFFIX
+from .subject_encoder import ENCODERS
 
 FORBIDDEN = set('/\\<>:"|?*,()[]{}')  # what folders, Windows or a prompt's own grammar take for something else
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in (*range(10), "¹", "²", "³"))}
@@ -56,18 +59,12 @@ def checked_name(name: str, what: str = "name") -> str:
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """One safetensors file: whole, or not at all. Raises ValueError, in one sentence, where the disk refuses."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata))
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())  # so that a power cut cannot leave the name on an empty file
-        unfinished.replace(path)
+        write_whole(path, lambda unfinished: save_file(contiguous, unfinished, dict(metadata)))
     except (OSError, SafetensorError) as error:
         raise ValueError(_refused(path, error)) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def _refused(path: Path, error: Exception) -> str:
@@ -140,15 +137,20 @@ class TuningFiles:
         return Path(folder_paths.get_folder_paths("embeddings")[0]) / f"{self.name}.safetensors"
 
     @property
+    def encoder(self) -> Path:
+        return ENCODERS.folders()[0] / f"{self.name}{SUFFIX}"
+
+    @property
     def state(self) -> Path:
         return own_folder() / "tuning" / self.name / "state.safetensors"
 
-    def check(self, key: str) -> None:
+    def check(self, key: str, with_encoder: bool = False) -> None:
         """Raise ValueError where the folders cannot be written, or a file of the name is of something else.
 
-        key: of this tuning's settings. A file of the same settings is one to go on with.
+        key: of this tuning's settings. A file of the same settings is one to go on with. with_encoder: whether a
+        subject encoder is written too.
         """
-        for path in (self.lora, self.embedding, self.state):
+        for path in (self.lora, self.embedding, self.state, *([self.encoder] if with_encoder else [])):
             check_writable(path.parent)
             if path.exists() and settings_of(path).get("key") != key:
                 raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import comfy.clip_model
 import comfy.ldm.modules.attention as host
 import comfy.lora
 import comfy.model_base
@@ -34,6 +35,7 @@ from .tuning_text import Text
 from .unet import Layer
 
 Wrapper = Callable[[Tensor], Tensor]
+RECOMPUTED = (host.SpatialTransformer, comfy.clip_model.CLIPAttention, comfy.clip_model.CLIPMLP)  # and ResBlock
 DIFFERENTIABLE = {f"attention_{kind}" for kind in ("pytorch", "basic", "sub_quad", "split", "xformers")}
 
 
@@ -83,6 +85,15 @@ class Adapters:
         difference = self.parameters[name] = Parameter(torch.zeros(weight.shape, device=self.device))
         self.wrappers[key] = lambda weight: (weight + difference).to(weight.dtype)
 
+    def add_differences(self, keys: set[str], prefix: str = "") -> None:
+        """Those of all keys that are the weight or bias of one of the host's layers. prefix: of their file keys."""
+        for key in sorted(keys):
+            module, part = key.rpartition(".")[::2]
+            if part in ("weight", "bias") and hasattr(
+                comfy.utils.get_attr(self.patcher.model, module), "weight_function"
+            ):
+                self.add_difference(prefix + module, key)
+
     def attach(self) -> None:
         """Hang the wrappers on the patcher; every other weight is only detached."""
         for name, module in self.patcher.model.named_modules():
@@ -101,7 +112,7 @@ class Adapters:
 
 
 def _detached(module: nn.Module, adapted: Wrapper | None, part: str, device: torch.device) -> Wrapper:
-    scaled = part == "weight" and hasattr(module, "convert_weight")  # scaled fp8: what is stored is weight / scale
+    scaled = part == "weight" and _is_scaled(module)
 
     def fresh(weight: Tensor) -> Tensor:
         weight = weight.detach()
@@ -125,12 +136,13 @@ def unet_adapters(
     """
     adapters = Adapters(model, dtype, device)
     adapters.patcher.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    adapters.patcher.remove_additional_models(KEY)
     keys = unet_file_keys(model.model)
     if method == "lora":
         for key in transformer_weights(model.model):
             adapters.add_lora(keys[key], key, rank, seed)
     else:
-        _add_differences(adapters, {f"diffusion_model.{name}" for name in model.model.diffusion_model.state_dict()})
+        adapters.add_differences({f"diffusion_model.{name}" for name in model.model.diffusion_model.state_dict()})
     adapters.attach()
     return adapters
 
@@ -144,18 +156,9 @@ def text_adapters(clip: Any, method: str | None, rank: int, seed: int, device: t
             adapters.add_lora(file_key, key, rank, seed)
     elif method == "full":
         layers = {name for name in network.state_dict() if ".encoder.layers." in name}
-        _add_differences(adapters, layers, "text_encoders.")
+        adapters.add_differences(layers, "text_encoders.")
     adapters.attach()
     return adapters
-
-
-def _add_differences(adapters: Adapters, keys: set[str], prefix: str = "") -> None:
-    for key in sorted(keys):
-        module, part = key.rpartition(".")[::2]
-        if part in ("weight", "bias") and hasattr(
-            comfy.utils.get_attr(adapters.patcher.model, module), "weight_function"
-        ):
-            adapters.add_difference(prefix + module, key)
 
 
 def transformer_weights(model: comfy.model_base.BaseModel) -> list[str]:
@@ -198,12 +201,15 @@ def on_host(networks: Sequence[Adapters]) -> Iterator[None]:
     In training mode too: by that the host's fp8 layers know that what they compute must have a gradient.
     """
     training = {module: module.training for adapters in networks for module in adapters.patcher.model.modules()}
+    hooks = [module.register_forward_pre_hook(_with_a_way_back) for module in training if _is_scaled(module)]
     try:
         for module in training:
             module.training = True
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for module, before in training.items():
             module.training = before
         for adapters in networks:
@@ -212,15 +218,33 @@ def on_host(networks: Sequence[Adapters]) -> Iterator[None]:
                 comfy.model_patcher.wipe_lowvram_weight(module)
 
 
+def _is_scaled(module: nn.Module) -> bool:
+    """Whether it is one of the host's layers of scaled fp8, whose weight is what is stored times its scale."""
+    return hasattr(module, "convert_weight") and getattr(module, "scale_weight", None) is not None
+
+
+def _with_a_way_back(module: nn.Module, args: Any) -> None:
+    """The layer's scale as a tensor that autograd can keep: the host multiplies by it where no wrapper reaches."""
+    scale = cast(Tensor, module.scale_weight)
+    if scale.is_inference() and torch.is_grad_enabled():
+        module.scale_weight = Parameter(scale.detach().clone(), requires_grad=False)
+
+
 @contextmanager
 def recomputed(network: nn.Module) -> Iterator[None]:
-    """Gradient checkpointing: for a while each block keeps its input alone, and is computed again on the way back."""
-    blocks = [m for m in network.modules() if type(m).__name__ == "ResBlock" or isinstance(m, host.SpatialTransformer)]
+    """Gradient checkpointing: for a while each block keeps its input alone, and is computed again on the way back.
+
+    Of a U-Net, and of text encoders: in training a layer's weights are copies, which fill more than what it computes.
+    """
+    blocks = [m for m in network.modules() if type(m).__name__ == "ResBlock" or isinstance(m, RECOMPUTED)]
 
     def twice(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def run(*args: Any, **kwargs: Any) -> Tensor:
             if not torch.is_grad_enabled():
                 return forward(*args, **kwargs)
+            # the host writes each block's place into one and the same dict of options, so a block keeps its own
+            args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
+            kwargs = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
             return torch.utils.checkpoint.checkpoint(
                 forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
             )
@@ -237,11 +261,17 @@ def recomputed(network: nn.Module) -> Iterator[None]:
 
 
 def predict(
-    model: comfy.model_base.BaseModel, noisy: Tensor, sigma: Tensor, texts: Sequence[Text], layers: Sequence[Layer]
+    model: comfy.model_base.BaseModel,
+    noisy: Tensor,
+    sigma: Tensor,
+    texts: Sequence[Text],
+    layers: Sequence[Layer],
+    joined: Callable[[Options], Options] | None = None,
 ) -> Tensor:
     """What the network says of each row [B, C, h, w], in its own parametrisation, before the host makes x0 of it.
 
-    noisy: [B, C, h, w]; sigma: [B]; texts: one for each row; layers: the U-Net's.
+    noisy: [B, C, h, w]; sigma: [B]; texts: one for each row; layers: the U-Net's. joined: adds to the call's
+    transformer_options what else is at work.
     """
     said: list[Tensor] = []
 
@@ -251,13 +281,19 @@ def predict(
 
     options: Options = {"sigmas": sigma, "cond_or_uncond": [0] * len(texts), **_differentiable(layers)}
     add_wrapper(WrappersMP.DIFFUSION_MODEL, listen, options)
+    options = options if joined is None else joined(options)
     model.apply_model(noisy, sigma, **_told(model, noisy, texts), transformer_options=options)
     return said[0].float()
 
 
+def has_way_back() -> bool:
+    """Whether the host's attention kernel can be trained through."""
+    return host.optimized_attention.__name__ in DIFFERENTIABLE
+
+
 def _differentiable(layers: Sequence[Layer]) -> Options:
     """Torch's attention in every layer, where the kernel that the host was told to use knows no way back."""
-    if host.optimized_attention.__name__ in DIFFERENTIABLE:
+    if has_way_back():
         return {}
 
     def attend(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
@@ -270,10 +306,10 @@ def _told(model: comfy.model_base.BaseModel, noisy: Tensor, texts: Sequence[Text
     """What the U-Net is told of each row: the text, SDXL's y, an inpainting model's channels."""
     blank = torch.zeros_like(noisy[:1])
     size = {"width": 8 * noisy.shape[-1], "height": 8 * noisy.shape[-2]}
-    told: dict[str, list[Tensor]] = {}
+    told: dict[str, list[Any]] = {}
     for text in texts:
         given = {"noise": blank, "latent_image": blank, "device": noisy.device, "prompt_type": "positive", **size}
         conds = model.extra_conds(**given, cross_attn=text.cross.to(noisy.device), pooled_output=text.pooled)
         for name, cond in conds.items():
-            told.setdefault(name, []).append(cond.process_cond(batch_size=1, device=noisy.device, area=None).cond)
-    return {name: torch.cat(rows) for name, rows in told.items()}
+            told.setdefault(name, []).append(cond.process_cond(batch_size=1, device=noisy.device, area=None))
+    return {name: first.concat(others) for name, (first, *others) in told.items()}

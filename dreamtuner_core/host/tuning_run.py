@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
@@ -14,10 +14,11 @@ from torch.nn import Parameter
 
 from ..tuning.config import milestones
 from ..tuning.loop import Group, Tuning
-from ..tuning.pairs import Pairs
+from ..tuning.pairs import Draw, Pairs
 from .regular_pictures import draw
+from .tuning_encoder import LearningEncoder
 from .tuning_files import TuningFiles, read, settings_of, write
-from .tuning_network import on_host, predict, recomputed, text_adapters, unet_adapters
+from .tuning_network import Adapters, on_host, predict, recomputed, text_adapters, unet_adapters
 from .tuning_text import Text, Tokens, tokenize
 from .unet import self_attentions
 
@@ -37,7 +38,10 @@ class Training:
     def __init__(self, job: Job, pairs: Pairs) -> None:
         self.job, self.config, self.texts = job, job.config, job.texts
         config = self.config
+        caption = job.caption() if config.regular_from == "both" else None
         self.exits = ExitStack()
+        self.layers = list(self_attentions(job.model))
+        self.encoder = None if job.encoder is None else LearningEncoder(job.model, job.encoder, self.layers)
         with torch.inference_mode(False):
             self.unet = unet_adapters(
                 job.model, config.method, config.rank, config.seed, PRECISIONS[config.precision], job.device
@@ -46,6 +50,7 @@ class Training:
             self.text = text_adapters(job.clip, method, config.rank, config.seed, device)
             words = {name: Parameter(word.to(device, copy=True)) for name, word in self.texts.words.items()}
             self.texts.words.update(words)
+            self.caption = None if caption is None else Text.of(caption)
             sigmas = job.model.get_model_object("model_sampling").sigmas
             self.tuning = Tuning(
                 config,
@@ -56,6 +61,7 @@ class Training:
                         Group({f"word.{name}": word}, config.word_rate * self.texts.scales[name])
                         for name, word in words.items()
                     ),
+                    *([] if self.encoder is None else [Group(self.encoder.adapters.parameters, config.encoder_rate)]),
                 ],
                 pairs,
                 torch.tensor(sigmas.tolist()),
@@ -64,19 +70,22 @@ class Training:
                 job.device,
             )
         self.latent_shape = torch.Size((1, *pairs.reference.shape[1:]))
-        self.layers = list(self_attentions(job.model))
         self.samples: dict[int, Tensor] = {}
         self.saved_at = 0
         self.class_text: Text | None = None
 
     def __enter__(self) -> Training:
-        self.exits.enter_context(on_host([self.unet, self.text]))
-        recompute = recomputed(self.unet.patcher.model.diffusion_model)
-        self.exits.enter_context(recompute if self.config.gradient_checkpointing else nullcontext())
+        self.exits.enter_context(on_host(self._networks()))
+        if self.config.gradient_checkpointing:
+            self.exits.enter_context(recomputed(self.unet.patcher.model.diffusion_model))
+            self.exits.enter_context(recomputed(self.text.patcher.model))
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.exits.close()
+
+    def _networks(self) -> list[Adapters]:
+        return [self.unet, self.text, *([] if self.encoder is None else [self.encoder.adapters])]
 
     def run(self) -> None:
         """From where the state on disk left off to the last step, and to the files."""
@@ -102,19 +111,28 @@ class Training:
     def load(self) -> None:
         """Both networks onto their devices, as far as the host has room beside what learning needs."""
         model, shape = self.unet.patcher.model, self.latent_shape
-        passes = 3 if self.config.gradient_checkpointing else 12  # of what one picture needs when it is drawn
+        passes = 5 if self.config.gradient_checkpointing else 12  # of drawing one picture; 5: see lab.tuning_memory
         learned = sum(p.numel() for p in self.tuning.parameters.values())
         needed = passes * model.memory_required([2, *shape[1:]]) + 3 * 4 * learned  # gradient and two moments
         with torch.inference_mode():
-            comfy.model_management.load_models_gpu([self.unet.patcher, self.text.patcher], memory_required=needed)
+            patchers = [network.patcher for network in self._networks()]
+            comfy.model_management.load_models_gpu(patchers, memory_required=needed)
 
-    def _predict(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+    def _predict(self, noisy: Tensor, sigma: Tensor, draw: Draw) -> Tensor:
         texts = [self._encode_with_grad(self.texts.with_word())]
         if len(noisy) > 1:
-            if self.config.text_encoder or self.class_text is None:
-                self.class_text = self._encode_with_grad(self.texts.tokens)
-            texts.append(self.class_text)
-        return predict(self.unet.patcher.model, noisy, sigma, texts, self.layers)
+            texts.append(self._regular_text(draw.regular))
+        encoder = self.encoder
+        joined = None if encoder is None else encoder.joined(float(sigma[0]), int(draw.flip[0]), len(noisy))
+        return predict(self.unet.patcher.model, noisy, sigma, texts, self.layers, joined)
+
+    def _regular_text(self, regular: int) -> Text:
+        """What that regular picture is told: "a <class>"; where half of them are of the class, the others' caption."""
+        if self.caption is not None and regular < self.config.shares[0]:
+            return self.caption
+        if self.config.text_encoder or self.class_text is None:
+            self.class_text = self._encode_with_grad(self.texts.tokens)
+        return self.class_text
 
     def _encode_with_grad(self, tokens: Tokens) -> Text:
         # The host's CLIP adds in place to what its layer norms have kept for the way back: states of [1, 77, D]
@@ -129,9 +147,11 @@ class Training:
         texts = [self.texts.with_word()] * len(SAMPLE_SEEDS) + [self.texts.tokens]
         positives = [self.texts.encode(tokens).conditioning() for tokens in texts]
         negative = self.texts.encode(tokenize(self.job.clip, "")).conditioning()
-        drawn = []
-        for positive, seed in zip(positives, (*SAMPLE_SEEDS, SAMPLE_SEEDS[0]), strict=True):
-            latent = draw(self.unet.patcher, positive, negative, self.latent_shape, seed)
+        bare = self.unet.patcher
+        shown = bare if self.encoder is None else self.encoder.on(bare)
+        models, drawn = [*[shown] * len(SAMPLE_SEEDS), bare], []
+        for model, positive, seed in zip(models, positives, (*SAMPLE_SEEDS, SAMPLE_SEEDS[0]), strict=True):
+            latent = draw(model, positive, negative, self.latent_shape, seed)
             drawn.append((self.job.vae.decode(latent)[0].clamp(0, 1) * 255).round().byte().cpu())
         return torch.stack(drawn)
 
@@ -163,12 +183,15 @@ class Training:
         self.saved_at = self.tuning.step
 
     def _save_result(self, files: TuningFiles) -> None:
-        """The LoRA and the embedding, in the layouts that the host's own nodes read."""
+        """The embedding, the subject encoder and, at last, the LoRA: in the layouts that the nodes read."""
         kind = torch.float32 if self.config.method == "lora" else torch.float16
         settings = self.job.settings(steps=self.tuning.step)
         phrase = {"modelspec.title": files.name, "modelspec.trigger_phrase": f"{self.texts.class_word} {files.name}"}
         words = {name: word.detach().cpu()[None].clone() for name, word in self.texts.words.items()}  # [1, D]
         write(files.embedding, {embedding_key(name, len(words)): word for name, word in words.items()}, settings)
+        if self.encoder is not None:
+            said = {"class_word": self.texts.class_word, "steps": self.tuning.step}
+            self.encoder.save(files.encoder, settings, said)
         write(files.lora, self.unet.saved(kind) | self.text.saved(kind), settings | phrase)
 
     def keep(self) -> str:
@@ -180,9 +203,10 @@ class Training:
         with suppress(ValueError), torch.inference_mode(False):
             if self.saved_at != step:
                 self._save_state()
-            early.check(self.job.key)
+            early.check(self.job.key, with_encoder=self.encoder is not None)
             self._save_result(early)
             usable = f"loras/{early.lora.name}, embedding:{early.name}"
+            usable += "" if self.encoder is None else f", subject_encoders/{early.encoder.name}"
             log.info("DreamTuner: '%s' stopped at step %d; usable now: %s", name, step, usable)
             return f"stopped at step {step}: queue again to go on, or use {usable}"
         return ""

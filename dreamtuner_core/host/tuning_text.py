@@ -21,6 +21,13 @@ class Text(NamedTuple):
     cross: Tensor
     pooled: Tensor | None
 
+    @classmethod
+    def of(cls, conditioning: list) -> Text:
+        """The first text of the host's CONDITIONING, copied."""
+        (cross, more), *_ = conditioning
+        pooled = more.get("pooled_output")
+        return cls(cross.clone(), None if pooled is None else pooled.clone())
+
     def conditioning(self) -> list:
         """As the host's CONDITIONING."""
         return [[self.cross, {"pooled_output": self.pooled}]]

@@ -9,13 +9,16 @@ from typing import Any
 
 METHODS = ("lora", "full")
 PRECISIONS = ("auto", "fp32", "bf16")
-REGULAR_FROM = ("subject", "class")
+REGULAR_FROM = ("subject", "class", "both")
 
 RATES = {"lora": 3e-4, "full": 1e-6}
 """Learning rate of U-Net and text encoder: full is the paper's; lora was chosen by eye on the mini base (ours)."""
 
 OUTCOME_UNCHANGED = ("steps", "gradient_checkpointing", "checkpoint_interval")
 """Settings that change how far or how a tuning runs, and not what any of its steps does."""
+
+ADDED = {"encoder_resblocks": False}
+"""Settings that came later, at what was done before them: left so, a tuning begun before them goes on."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,11 @@ class TuningConfig:
 
     learning_rate: of U-Net and text encoder; 0 takes the method's own from RATES. word_rate: of S*.
     rank: of the LoRA, whose alpha equals it. regular_pictures: 0 is tuning without a prior.
-    regular_from: "subject" makes them resemble it (the paper); "class" draws the bare class (plain DreamBooth).
+    regular_from: "subject" makes them resemble it (the paper); "class" draws the bare class (plain DreamBooth); "both"
+    is half and half, those that resemble it told what drew them, its caption (ours).
     prior_weight: of the regular pictures' loss. masked_loss: count the reference's error on the subject alone.
     min_snr: gamma of min-SNR weighting; 0 is none. accumulation: pairs to one step.
+    encoder_resblocks: whether the ResBlocks of the model's subject encoder learn too.
     """
 
     steps: int = 400
@@ -45,6 +50,7 @@ class TuningConfig:
     gradient_checkpointing: bool = True
     accumulation: int = 1
     checkpoint_interval: int = 100
+    encoder_resblocks: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -71,11 +77,24 @@ class TuningConfig:
         """Learning rate of U-Net and text encoder."""
         return self.learning_rate or RATES[self.method]
 
+    @property
+    def shares(self) -> tuple[int, int]:
+        """Of the regular pictures: how many resemble the subject, and how many are of the bare class."""
+        of_class = {"subject": 0, "class": self.regular_pictures, "both": self.regular_pictures // 2}[self.regular_from]
+        return self.regular_pictures - of_class, of_class
+
+    @property
+    def encoder_rate(self) -> float:
+        """Learning rate of the encoder's ResBlocks. They are whole weights whatever the method, so theirs is the full
+        method's (the paper's 1e-6), and rises and falls with a learning_rate that is given (ours).
+        """
+        return self.rate * (RATES["full"] / RATES[self.method])
+
     def outcome(self) -> dict[str, Any]:
         """The settings that each step's outcome depends on; two tunings that agree here take the same steps."""
-        return {name: value for name, value in asdict(self).items() if name not in OUTCOME_UNCHANGED} | {
-            "learning_rate": self.rate
-        }
+        settings = asdict(self) | {"learning_rate": self.rate}
+        as_before = {name for name, before in ADDED.items() if settings[name] == before}
+        return {name: value for name, value in settings.items() if name not in {*OUTCOME_UNCHANGED, *as_before}}
 
 
 def warm_up(step: int, steps: int = 10) -> float:

@@ -16,10 +16,11 @@ from torch.nn import Parameter
 
 from .config import TuningConfig, warm_up
 from .losses import min_snr, pair_loss, row_losses, target
-from .pairs import Pairs
+from .pairs import Draw, Pairs
 
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""(noisy [B, C, h, w], sigma [B]) -> what the network says [B, C, h, w]; row 0 is told "a <class> S*", row 1 not."""
+Predict = Callable[[Tensor, Tensor, Draw], Tensor]
+"""(noisy [B, C, h, w], sigma [B], draw) -> what the network says [B, C, h, w]; row 0 is told "a <class> S*", row 1 not.
+"""
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 LARGEST_GRADIENT = 1.0  # norm over all parameters; larger ones are scaled down to it
@@ -89,7 +90,7 @@ class Tuning:
         latent = self.pairs.latents(draw)  # [B, C, h, w]
         noise, sigma = draw.noise[: len(latent)], self.levels[draw.level[: len(latent)]]
         latent, noise, sigma = (x.to(self.device) for x in (latent, noise, sigma))
-        predicted = self.predict(latent + sigma[:, None, None, None] * noise, sigma)
+        predicted = self.predict(latent + sigma[:, None, None, None] * noise, sigma, draw)
         counted = self.pairs.counted(draw) if self.config.masked_loss else None
         losses = row_losses(
             predicted,

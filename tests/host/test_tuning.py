@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.ldm.modules.attention as attention
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import pytest
@@ -98,6 +99,21 @@ def test_stock_nodes_reproduce_the_output(tmp_path: Path, family: str, model: di
         assert not torch.equal(picture(*stock, "a photo of a dog, on grass"), wanted), "the word is read"
         assert set(tuned.subject.words) == set(world.clip.tokenize(""))
         assert not list(tmp_path.rglob("*.unfinished"))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_scaled_fp8_is_tuned_as_it_is(world: World, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's fp8 with a scale beside each weight; it rounds what a LoRA makes of them, the same each time."""
+    monkeypatch.setattr(comfy.ops, "manual_cast", comfy.ops.scaled_fp8_ops())
+    world.model = tiny_model("sd1", torch.float8_e4m3fn, computed_in=torch.float32)
+    prompt = "a photo of a dog embedding:rex, on grass"
+    before = picture(world.model, world.clip, "a dog")
+    tuned = world.tune(steps=2, method=method)
+    wanted = picture(tuned.model, tuned.clip, prompt)
+    stock = nodes.LoraLoader().load_lora(world.model, world.clip, "rex.safetensors", 1.0, 1.0)
+    assert torch.equal(picture(*stock, prompt), wanted)
+    assert not torch.equal(picture(tuned.model, tuned.clip, "a dog"), before), "something was learned"
+    assert torch.equal(picture(world.model, world.clip, "a dog"), before), "the untouched model draws as before"
 
 
 def test_every_tensor_of_the_lora_is_loaded(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -232,6 +248,74 @@ def test_regular_pictures_see_the_subject_without_its_mask(world: World, monkeyp
     world.model = tiny_model("sd1")
     world.tune("plain", steps=1, regular_from="class")
     assert seen[0] is None
+
+
+def test_regular_pictures_see_an_encoded_subject_through_its_encoder(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the paper's strength, or as the model has it already; those of the bare class never."""
+    seen = []
+    draw = regular_pictures.draw
+
+    def noted(model: Any, *args: Any) -> torch.Tensor:
+        seen.append(model.get_attachment(KEY))
+        return draw(model, *args)
+
+    def at_work(name: str, **settings: Any) -> list[tuple[float, bool]]:
+        seen.clear()
+        with monkeypatch.context() as noting:  # samples along the way are drawn by another name
+            noting.setattr(regular_pictures, "draw", noted)
+            world.tune(name, steps=1, regular_pictures=1, **settings)
+        encoders = seen[0].encoders if seen[0] else ()
+        return [(a.strength, torch.equal(a.encoding.tokens, world.subject.encoding.tokens)) for a in encoders]
+
+    bare = world.model
+    world.see(strength=0.5)
+    drawn = {}
+    for name, wanted in (("as_it_is", [(0.5, True)]), ("not_yet", [(0.2, True)])):
+        assert at_work(name) == wanted
+        drawn[name] = {str(p): tensors(p)["latents"] for p in world.own.rglob("regular/*/*.safetensors")}
+        world.model = bare
+    new = drawn["not_yet"].keys() - drawn["as_it_is"].keys()
+    assert len(new) == 1
+    other = next(iter(drawn["as_it_is"].values()))
+    assert not torch.equal(drawn["not_yet"][new.pop()], other), "another strength, another picture"
+    world.see(strength=0.5)
+    assert at_work("of_class", regular_from="class") == []
+
+
+def test_half_of_the_class_and_half_resembling_are_told_what_drew_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[torch.Tensor] = []
+    predict = tuning_run.predict
+
+    def noted(model: Any, noisy: Any, sigma: Any, texts: Any, *more: Any) -> torch.Tensor:
+        told.append(texts[1].cross)
+        return predict(model, noisy, sigma, texts, *more)
+
+    monkeypatch.setattr(tuning_run, "predict", noted)
+    world.tune("resembling", steps=1, regular_pictures=2)
+    (resembling,) = (world.own / "regular").iterdir()
+    told.clear()
+    job = Job(world.model, world.clip, world.vae, world.subject, "dog", "rex",
+              TuningConfig(steps=8, **{**SETTINGS, "regular_pictures": 3, "regular_from": "both"}))  # fmt: skip
+    pairs = job.pairs()
+    assert sorted(p.name for p in resembling.iterdir()) == ["0000.safetensors", "0001.safetensors"], "they serve again"
+    (of_class,) = set((world.own / "regular").iterdir()) - {resembling}
+    assert [p.name for p in of_class.iterdir()] == ["0000.safetensors"]
+    scaled = [
+        world.model.model.process_latent_in(tensors(f / "0000.safetensors")["latents"]) for f in (resembling, of_class)
+    ]
+    assert torch.equal(pairs.regular[0], scaled[0])
+    assert torch.equal(pairs.regular[2], scaled[1])
+    with Training(job, pairs) as training:
+        training.run()
+    caption = world.subject.caption[0][0]
+    draws = [pairs.draw(0, step, 0, 1000).regular for step in range(8)]
+    assert set(draws) == {0, 1, 2}
+    for regular, said in zip(draws, told, strict=True):
+        assert (said.shape == caption.shape and torch.equal(said, caption)) == (regular < 2)
 
 
 @pytest.mark.parametrize("kind", ["no caption", "empty caption", "no mask"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,20 @@ import comfy.supported_models_base
 import folder_paths
 import pytest
 import torch
+from dreamtuner_pack.dreamtuner_core.host.apply import apply_encoder
+from dreamtuner_pack.dreamtuner_core.host.subject_encoder import encode_picture, load_encoder
 from dreamtuner_pack.dreamtuner_core.host.tuning import tune_subject
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig
 from families import draw_weights, tiny_model
 from graph import hard_mask, subject
+from plain_encoder import FILES, file_name
+from plain_encoder import tiny_clip as tiny_clip_vision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTHS = {"sd1": {"l": 48}, "sd2": {"h": 64}, "sdxl": {"l": 48, "g": 32}}
 STEPS = 4
+ENCODERS = "subject_encoders"
 SETTINGS = {"rank": 2, "regular_pictures": 2, "learning_rate": 1e-2, "checkpoint_interval": 2}
 
 
@@ -127,7 +133,17 @@ class World:
         self.base, self.family = base, family
         self.model, self.clip, self.vae = tiny_model(family, **model), shared_clip(family), TinyVAE()
         self.subject = subject(family, hard_mask())
-        self.loras, self.embeddings, self.own = base / "loras", base / "embeddings", base / "user" / "__dreamtuner"
+        self.loras, self.embeddings, self.encoders = (base / name for name in ("loras", "embeddings", ENCODERS))
+        self.own = base / "user" / "__dreamtuner"
+
+    def see(self, kind: str = "own tower", strength: float = 0.5, start: float = 0.0, end: float = 1.0) -> None:
+        """Load Subject Encoder, the subject encoded with it, and Apply Subject Encoder."""
+        file = file_name(kind, self.family)
+        if not (self.encoders / file).exists():
+            FILES[kind](self.encoders / file, self.family)
+        encoder = load_encoder(file, tiny_clip_vision())
+        self.subject = replace(self.subject, encoding=encode_picture(encoder, self.subject.picture))
+        self.model = apply_encoder(self.model, self.subject, strength, start, end)
 
     def tune(self, name: str = "rex", class_word: str = "dog", steps: int = STEPS, **settings: Any) -> Any:
         config = TuningConfig(steps=steps, **{**SETTINGS, **settings})
@@ -136,10 +152,10 @@ class World:
 
 @contextmanager
 def folders(base: Path) -> Iterator[None]:
-    """The host's folders for loras, embeddings, subjects and the user, moved to base for a while."""
+    """The host's folders for loras, embeddings, encoders, subjects and the user, moved to base for a while."""
     patch = pytest.MonkeyPatch()
     try:
-        for name in ("loras", "embeddings", "subjects"):
+        for name in ("loras", "embeddings", "subjects", ENCODERS):
             (base / name).mkdir(parents=True, exist_ok=True)
             extensions = folder_paths.supported_pt_extensions
             patch.setitem(folder_paths.folder_names_and_paths, name, ([str(base / name)], extensions))

@@ -11,7 +11,7 @@ from dreamtuner_core.saved_subject import Rights
 from dreamtuner_core.tuning.config import RATES, TuningConfig, milestones, warm_up
 from dreamtuner_core.tuning.loop import Group, Tuning
 from dreamtuner_core.tuning.losses import min_snr, pair_loss, row_losses, target
-from dreamtuner_core.tuning.pairs import Pairs
+from dreamtuner_core.tuning.pairs import Draw, Pairs
 from dreamtuner_core.tuning.report import report, smoothed
 
 LEVELS = torch.linspace(0.03, 14.0, 50, dtype=torch.float64)
@@ -37,7 +37,7 @@ def linear_tuning(config: TuningConfig, of: Pairs, parametrisation: str = "eps")
     """Learns y = a x + b s + w (w on row 0 alone, as S* is): small enough to be written down."""
     a, b, w = (Parameter(torch.tensor(x, dtype=torch.float64)) for x in (0.3, -0.1, 0.2))
 
-    def predict(noisy: Tensor, sigma: Tensor) -> Tensor:
+    def predict(noisy: Tensor, sigma: Tensor, draw: Draw) -> Tensor:
         word = torch.tensor([1.0, 0.0], dtype=torch.float64)[: len(noisy)]
         return a * noisy + (b * sigma + w * word)[:, None, None, None]
 
@@ -145,6 +145,20 @@ def test_one_step_is_adam_on_the_loss_written_down(parametrisation: str, options
         assert float(after.detach()) == pytest.approx(before - rate * g / (abs(g) + 1e-8), rel=1e-12)
 
 
+@pytest.mark.parametrize(("count", "shares"), [(32, (16, 16)), (3, (2, 1)), (1, (1, 0)), (0, (0, 0))])
+def test_both_is_half_and_half(count: int, shares: tuple[int, int]) -> None:
+    assert TuningConfig(regular_pictures=count, regular_from="both").shares == shares
+    assert TuningConfig(regular_pictures=count).shares == (count, 0)
+    assert TuningConfig(regular_pictures=count, regular_from="class").shares == (0, count)
+
+
+def test_what_was_added_later_changes_no_older_tuning() -> None:
+    """Left as it was before it came, a setting is no part of the outcome: what was begun without it goes on."""
+    assert "encoder_resblocks" not in TuningConfig().outcome()
+    assert TuningConfig(encoder_resblocks=True).outcome()["encoder_resblocks"] is True
+    assert TuningConfig(encoder_resblocks=True).encoder_rate == pytest.approx(1e-6)
+
+
 # --- draws, schedule, state ------------------------------------------------------------------------------------------
 
 
@@ -235,11 +249,11 @@ def test_an_exception_within_a_step_leaves_the_state() -> None:
     tuning.advance()
     before, predict, calls = tuning.state(), tuning.predict, []
 
-    def interrupted(noisy: Tensor, sigma: Tensor) -> Tensor:
+    def interrupted(noisy: Tensor, sigma: Tensor, draw: Draw) -> Tensor:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return predict(noisy, sigma)
+        return predict(noisy, sigma, draw)
 
     tuning.predict = interrupted
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,151 @@
+"""The model's subject encoder in a tuning: its ResBlocks learn with the rest (section 3.3), all else of it stays.
+
+The reference's prediction reads the subject through the frozen S-E-A at the strength that the artist applied, as it
+will in use; the regular picture's, which is another individual, reads none (ours: the paper does not say). A flipped
+reference is read flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.modules.attention as host
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..encoder import KeysValues, SubjectEncoder, SubjectEncoderAttention
+from ..encoder_file import metadata_of
+from ..subject import Subject
+from .attention import Options
+from .sampling import KEY, Settings, with_encoder, with_settings
+from .subject_encoder import SubjectEncoding, encode_picture, load_encoder, tower_states
+from .subject_encoder_attention import AppliedEncoder, EncoderAtWork, with_encoders
+from .tuning_files import write
+from .tuning_network import Adapters, has_way_back
+from .unet import Layer
+
+LEARNED = ("res_blocks.", "norm.")  # of a subject encoder's weights; `norm` ends the ResBlocks
+PREFIX = "encoder."  # of their names in a state
+
+
+def applied_encoder(model: ModelPatcher, subject: Subject) -> AppliedEncoder:
+    """The one subject encoder on the model. Raises ValueError, in one sentence, where there is none that can learn."""
+    settings = model.get_attachment(KEY) or Settings()
+    applied = [a for a in settings.encoders if a.strength > 0]
+    off = "or turn encoder_resblocks off."
+    if len(applied) != 1:
+        raise ValueError(
+            f"encoder_resblocks needs a model with one subject encoder at work, but this one has {len(applied)}; link "
+            f"the model through one Apply Subject Encoder of a strength above 0, {off}"
+        )
+    encoder = applied[0].encoding.encoder
+    if not isinstance(encoder.model, SubjectEncoder):
+        raise ValueError(
+            f"encoder_resblocks trains the ResBlocks of a subject encoder, but '{encoder.name}' is an IP-Adapter, "
+            f"which has none; load a subject encoder, {off}"
+        )
+    if not torch.equal(applied[0].subject.picture.cpu(), subject.picture.cpu()):
+        raise ValueError(
+            "encoder_resblocks needs the subject encoder to show the subject that is tuned, but another subject is "
+            f"linked to Apply Subject Encoder; link the same one to both, {off}"
+        )
+    return applied[0]
+
+
+class LearningEncoder:
+    """An applied subject encoder whose ResBlocks learn; as much of it as a tuning needs."""
+
+    def __init__(self, model: ModelPatcher, applied: AppliedEncoder, layers: Sequence[Layer]) -> None:
+        self.applied, self.layers = applied, layers
+        encoder, picture = applied.encoding.encoder, applied.subject.picture
+        with torch.no_grad():
+            states = torch.cat([tower_states(encoder, each) for each in (picture, picture.flip(2))])
+        sampling = model.get_model_object("model_sampling")
+        self.first, self.last = (float(sampling.percent_to_sigma(percent)) for percent in (applied.start, applied.end))
+        with torch.inference_mode(False):
+            self.states = states.clone()  # [2, L, T, W], plain and flipped
+            self.adapters = Adapters(encoder.patcher, None, encoder.patcher.load_device)
+            self.adapters.add_differences({k for k in encoder.model.state_dict() if k.startswith(LEARNED)}, PREFIX)
+            self.adapters.attach()
+
+    def tokens(self, flip: int = 0) -> Tensor:
+        """SE(r) as it is now, [1, T, C], of the reference or of the flipped one."""
+        return self.applied.encoding.encoder.model.tokens(self.states[flip : flip + 1])
+
+    def joined(self, sigma: float, flip: int, rows: int) -> Callable[[Options], Options]:
+        """Brings the reference to the first of so many rows, at a noise level at which the encoder is applied."""
+
+        def join(options: Options) -> Options:
+            if not self.last <= sigma <= self.first:
+                return options
+            at_work = _Learning(self.applied, self.layers, self.tokens(flip))
+            return with_encoders(options, [at_work], [True, *[False] * (rows - 1)], self.layers)
+
+        return join
+
+    def on(self, patcher: ModelPatcher) -> ModelPatcher:
+        """A clone of the network in tuning that sees the subject through the encoder as it is now, and nothing else."""
+        encoder = replace(self.applied.encoding.encoder, patcher=self.adapters.patcher)
+        subject = replace(self.applied.subject, encoding=SubjectEncoding(encoder, self.tokens()))
+        return with_encoder(with_settings(patcher, lambda _: Settings()), replace(self.applied, subject=subject))
+
+    def save(self, path: Path, settings: dict[str, str], training: dict[str, Any]) -> None:
+        """The encoder's file, of the given one's weights but for what learned. training: what to say of it."""
+        encoder = self.applied.encoding.encoder
+        assert isinstance(encoder.model, SubjectEncoder)
+        weights = {name: weight.detach().cpu() for name, weight in encoder.model.state_dict().items()}
+        for file_key, difference in self.adapters.parameters.items():
+            name = _weight_name(file_key)
+            weights[name] = weights[name].float() + difference.detach().cpu()
+        origin = replace(encoder.origin, training=dict(encoder.origin.training) | {"subject_tuning": training})
+        write(path, weights, metadata_of(encoder.model.config, origin) | settings)
+
+
+class _Learning(EncoderAtWork):
+    """At work in one step. Keys and values are projected before the U-Net runs: its blocks may be computed twice."""
+
+    def __init__(self, applied: AppliedEncoder, layers: Sequence[Layer], tokens: Tensor) -> None:
+        super().__init__(applied, layers)
+        self.projected: dict[Layer, KeysValues] = {at: s_e_a.keys_values(tokens) for at, s_e_a in self.layers.items()}
+        if not has_way_back():
+            self.layers = {at: _through_torch(s_e_a) for at, s_e_a in self.layers.items()}
+
+    def keys_values(self, layer: Layer, wanted: bool, like: Tensor) -> KeysValues:
+        return KeysValues(*(x.to(like.device, like.dtype) for x in self.projected[layer]))
+
+
+def _through_torch(s_e_a: SubjectEncoderAttention) -> Callable[..., Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return host.attention_pytorch(q, k, v, heads)
+
+    return lambda h, subject, _: s_e_a(h, subject, attend)
+
+
+def _weight_name(file_key: str) -> str:
+    """encoder.norm.diff_b -> norm.bias"""
+    module, part = file_key.removeprefix(PREFIX).rpartition(".")[::2]
+    return f"{module}.{'bias' if part == 'diff_b' else 'weight'}"
+
+
+def with_tuned_encoder(
+    model: ModelPatcher, applied: AppliedEncoder, subject: Subject, file: str
+) -> tuple[ModelPatcher, Subject]:
+    """Model and subject as the graph's own nodes make them with that file in place of the encoder that was given."""
+    before = applied.encoding
+    encoding = encode_picture(load_encoder(file, before.encoder.clip_vision), subject.picture)
+    shown = replace(applied.subject, encoding=encoding)
+
+    def again(settings: Settings) -> Settings:
+        """Without the one that was given; its subject's reference sees the new one."""
+        subjects = tuple(
+            replace(a, subject=replace(a.subject, encoding=encoding)) if a.subject.encoding is before else a
+            for a in settings.subjects
+        )
+        return replace(settings, subjects=subjects, encoders=())
+
+    model = with_encoder(with_settings(model, again), replace(applied, subject=shown))
+    return model, replace(subject, encoding=encoding)
