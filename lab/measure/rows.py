@@ -8,7 +8,8 @@ the subject encoder, a tuning. Make it a frozen dataclass with a `__call__`: its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lab.measure.studio import Reference
@@ -87,16 +88,17 @@ class WithSubject:
 
 @dataclass(frozen=True)
 class WithEncoder:
-    """The mini base's own subject encoder at strength beta; then self-subject attention at w_ref, where that is not 0.
+    """A subject encoder of the mini base at strength beta; then self-subject attention at w_ref, where that is not 0.
 
-    file: hash of the encoder's file, so that kept results are those of this very encoder.
+    digest: of the encoder's file, so that kept results are those of this very encoder.
     """
 
-    file: str
+    path: Path = field(repr=False)
+    digest: str
     strength: float = 0.2
     weight: float = 0.0
 
     def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
-        apply, subject = reference.studio.core.host.apply, reference.encoded()
+        apply, subject = reference.studio.core.host.apply, reference.encoded(self.path)
         model = apply.apply_encoder(model, subject, self.strength, 0.0, 1.0)
         return (apply.apply_subject(model, subject, self.weight) if self.weight else model), clip, prompts

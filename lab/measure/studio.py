@@ -7,14 +7,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lab.demo import ENCODER
 from lab.inside import import_host, import_pack
 from lab.measure.changes import CHANGES
 from lab.measure.eye import KEPT, Change, as_floats
@@ -71,10 +69,10 @@ class Reference:
             self._encoded[key] = encode(picture, self.studio.vae, mask if masked else None, told, None, "subject", side)
         return self._encoded[key][0]
 
-    def encoded(self) -> Any:
-        """The subject as most rows read it, seen by the mini base's own subject encoder too."""
+    def encoded(self, encoder: Path) -> Any:
+        """The subject as most rows read it, seen by that subject encoder too."""
         subject, studio = self.subject(), self.studio
-        encoding = studio.core.host.subject_encoder.encode_picture(studio.encoder, subject.picture)
+        encoding = studio.core.host.subject_encoder.encode_picture(studio.encoder(encoder), subject.picture)
         return replace(subject, encoding=encoding)
 
     def caption(self, kind: str, scene: str) -> str | None:
@@ -98,6 +96,7 @@ class Studio:
         self.sampling = sampling
         self.weights = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
         self.pack = import_pack()
+        self._encoders: dict[Path, Any] = {}
         self.model, self.clip, self.vae, _ = comfy.sd.load_checkpoint_guess_config(
             str(checkpoint), embedding_directory=[str(EMBEDDINGS)]
         )
@@ -113,14 +112,15 @@ class Studio:
     def core(self) -> Any:
         return self.pack.dreamtuner_core
 
-    @cached_property
-    def encoder(self) -> Any:
-        """The mini base's subject encoder, through the host's own folders."""
+    def encoder(self, path: Path) -> Any:
+        """A subject encoder, through the host's own folders."""
         import folder_paths
 
-        rooms = self.core.host.subject_encoder
-        folder_paths.add_model_folder_path(rooms.ENCODERS.name, str(ENCODER.parent))
-        return rooms.load_encoder(ENCODER.name)
+        if path not in self._encoders:
+            rooms = self.core.host.subject_encoder
+            folder_paths.add_model_folder_path(rooms.ENCODERS.name, str(path.parent))
+            self._encoders[path] = rooms.load_encoder(path.name)
+        return self._encoders[path]
 
     def reference(self, look: Look) -> Reference:
         shown = placed(look, REFERENCE_SCENE, REFERENCE_SIDE * self.sampling.side, REFERENCE_SEED, REFERENCE_SIZES)

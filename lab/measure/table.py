@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from lab.demo import ENCODER
+from lab.host import HOME
 from lab.measure.changes import CHANGES
 from lab.measure.peers import ReferenceOnly, TrainedLora
 from lab.measure.rows import FULL, LESS, MORE, NO_LESS, NO_MORE, PLAIN, Expect, Plain, Row, WithEncoder, WithSubject
@@ -19,6 +22,8 @@ DRIFTED = 0.1  # likeness that "a <class>" may gain by a tuning on one of its ki
 WEIGHTS = (0.0, 1.0, 2.5, 3.0, 5.0, 10.0)
 TUNING_STEPS = (100, 200, 400, 800)
 STRENGTHS = (0.1, 0.2, 0.5)
+WITHOUT_LAYOUT = HOME / "mini" / "cpu" / "encoder_without_layout" / "subject_encoder.safetensors"
+"""For the ablation alone, and its row is there where it is: `python3 -m lab mini encoder --without-layout`."""
 SCALES = ((1.0, 0.9), (1.5, 0.9), (2.0, 0.9), (3.0, 0.9), (1.5, 0.5), (3.0, 0.5), (1.5, 0.2), (3.0, 0.2))
 SHIFTS = ((20, 0), (50, 0), (0, 20), (0, 50), (50, 50))
 
@@ -74,16 +79,25 @@ def _weights() -> list[Row]:
 
 def _encoder() -> list[Row]:
     """More beta, more likeness, up to 0.5; with self-subject attention above either alone (4.4)."""
-    file = hashlib.sha256(ENCODER.read_bytes()).hexdigest()[:16] if ENCODER.exists() else ""
+    group, at = "Subject encoder", partial(_with_encoder, ENCODER)
     rows, before = [], PLAIN
     for strength in STRENGTHS:
         name = f"beta {strength:g}"
         stated = (Expect("colour", MORE, before), Expect("prompt", NO_LESS, margin=FORGIVEN))
-        rows.append(Row(name, "Subject encoder", WithEncoder(file, strength), stated))
+        rows.append(Row(name, group, at(strength), stated))
         before = name
     both = tuple(Expect(measure, MORE, FULL) for measure in ("identity", "colour"))
-    rows.append(Row("beta 0.2, w_ref 3", "Subject encoder", WithEncoder(file, 0.2, 3.0), both))
+    rows.append(Row("beta 0.2, w_ref 3", group, at(0.2, 3.0), both))
+    rows.append(Row("beta 1", group, at(1.0)))  # as it was trained
+    if WITHOUT_LAYOUT.exists():
+        leaks = (Expect("leak", MORE, "beta 1"),)
+        rows.append(Row("beta 1, trained without ControlNet", group, _with_encoder(WITHOUT_LAYOUT, 1.0), leaks))
     return rows
+
+
+def _with_encoder(path: Path, strength: float, weight: float = 0.0) -> WithEncoder:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
+    return WithEncoder(path, digest, strength, weight)
 
 
 def _tuning() -> list[Row]:

@@ -88,12 +88,12 @@ def caption_of(subjects: list[str], scene: str) -> str:
 
 
 def compose(
-    artwork: dict[str, list[Image.Image]], side: int, rng: np.random.Generator, concept: str | None = None
+    artwork: dict[str, list[Image.Image]], side: int, rng: np.random.Generator, individuals: bool = True
 ) -> Picture:
-    """One training picture. `artwork`: {concept: drawings}; `concept` fixes the (first) subject."""
+    """One training picture. `artwork`: {concept: drawings}; without `individuals` they are shown as they are."""
     concepts = list(artwork)
     scene = list(SCENES)[rng.integers(len(SCENES))]
-    subjects = [concept or concepts[rng.integers(len(concepts))]]
+    subjects = [concepts[rng.integers(len(concepts))]]
     kind = rng.random()
     if kind < REPEATED:
         subjects *= 2
@@ -102,7 +102,8 @@ def compose(
     drawings = {}
     for subject in subjects:
         if subject not in drawings:
-            drawings[subject] = individual(artwork[subject][rng.integers(len(artwork[subject]))], rng)
+            drawing = artwork[subject][rng.integers(len(artwork[subject]))]
+            drawings[subject] = individual(drawing, rng) if individuals else drawing
     return arrange([drawings[subject] for subject in subjects], subjects, scene, side, rng)
 
 

@@ -33,11 +33,12 @@ def compose_chunk(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Pictures, silhouettes and captions from number `start` on, each from its own seed.
 
-    task: (archive, concepts, side, start, count, held_out).
+    task: (archive, concepts, side, start, count, held_out). Held-out drawings are shown as they are.
     """
     archive, concepts, side, start, count, held_out = task
     artwork = artwork_by_word(archive, concepts, held_out)
-    pictures = [compose(artwork, side, np.random.default_rng([int(held_out), start + i])) for i in range(count)]
+    generators = [np.random.default_rng([int(held_out), start + i]) for i in range(count)]
+    pictures = [compose(artwork, side, rng, individuals=not held_out) for rng in generators]
     return np.stack([p.pixels for p in pictures]), np.stack([p.mask for p in pictures]), [p.caption for p in pictures]
 
 
