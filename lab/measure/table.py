@@ -120,7 +120,8 @@ def _tuning() -> list[Row]:
         *(Expect(measure, NO_LESS, margin=FORGIVEN) for measure in ("concept", "scene")),
         Expect("colour", NO_MORE, margin=DRIFTED),
     )
-    for name, source in (("tuned", "subject"), ("DreamBooth", "class")):
+    rows.append(Row(f"half and half, {usual} steps", group, Tuned(usual, regular_from="both"), slow=True))
+    for name, source in (("tuned", "subject"), ("DreamBooth", "class"), ("half and half", "both")):
         make = Tuned(usual, regular_from=source, named=False)
         rows.append(Row(f"its class, {name} {usual} steps", group, make, kept, slow=True))
     return rows

@@ -16,9 +16,9 @@ from lab.measure.studio import EMBEDDINGS, TUNING, Reference
 class Tuned:
     """Subject Tuning for so many steps, then self-subject attention at w_ref, where that is not 0.
 
-    regular_from: "subject" as the paper has it; "class" is plain DreamBooth with prior. named: whether the prompts say
-    the subject's own word; without it they ask for its class. More steps of the same subject go on from fewer, as in
-    the node.
+    regular_from: "subject" as the paper has it; "class" is plain DreamBooth with prior, "both" half and half. named:
+    whether the prompts say the subject's own word; without it they ask for its class. More steps of the same subject
+    go on from fewer, as in the node.
     """
 
     steps: int = 200
