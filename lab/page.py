@@ -35,8 +35,12 @@ LOAD = """(async flow => {
 
 
 def main(argv: Sequence[str]) -> int:
-    if argv or not (browser := next(filter(None, map(shutil.which, BROWSERS)), None)):
-        say(f"{__doc__}\nIt takes no options." if argv else f"no browser is on the PATH ({', '.join(BROWSERS)}).")
+    if argv:
+        say(f"{__doc__}\nIt takes no options.")
+        return 1
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        say(f"no browser is on the PATH ({', '.join(BROWSERS)}).")
         return 1
     with ComfyServer(host_tree()) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [browser, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -131,7 +132,7 @@ class Job:
         resembling, of_class = self.config.shares
         bare = self._encoded(f"a {self.texts.class_word}")
         regular = [
-            self._regular(self.subject, self.caption() or bare, resembling, 0),
+            self._regular(self.subject, self.caption or bare, resembling, 0),
             self._regular(None, bare, of_class, resembling),
         ]
         scale = self.model.model.process_latent_in
@@ -139,10 +140,16 @@ class Job:
         with torch.inference_mode(False):
             return Pairs(scale(reference.clone()), scale(torch.cat(regular)), self._mask())
 
+    @cached_property
+    def nothing(self) -> Any:
+        """The empty text."""
+        return self._encoded("")
+
+    @property
     def caption(self) -> Any | None:
         """The subject's caption; None where it says nothing."""
         caption = self.subject.caption
-        return None if caption is None or _same_text(caption, self._encoded("")) else caption
+        return None if caption is None or _same_text(caption, self.nothing) else caption
 
     def _regular(self, subject: Subject | None, text: Any, count: int, before: int) -> Tensor:
         """[count, 2, C, h, w], for which `before` pictures are there already."""
@@ -151,7 +158,7 @@ class Job:
             self.vae,
             subject,
             text,
-            self._encoded(""),
+            self.nothing,
             self.subject.latent.shape,
             count,
             lambda done, _: self.progress.regular(before + done, self.config.regular_pictures),

@@ -38,7 +38,7 @@ class Training:
     def __init__(self, job: Job, pairs: Pairs) -> None:
         self.job, self.config, self.texts = job, job.config, job.texts
         config = self.config
-        caption = job.caption() if config.regular_from == "both" else None
+        caption = job.caption if config.regular_from == "both" else None
         self.exits = ExitStack()
         self.layers = list(self_attentions(job.model))
         self.encoder = None if job.encoder is None else LearningEncoder(job.model, job.encoder, self.layers)

@@ -23,3 +23,12 @@ torch.set_num_threads(1)  # the models are tiny, and threads that wait for each 
 def _as_in_a_node() -> Iterator[None]:
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture
+def quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuning's regular pictures and samples in one step each."""
+    from dreamtuner_pack.dreamtuner_core.host import regular_pictures
+
+    monkeypatch.setattr(regular_pictures, "STEPS", 1)
+    monkeypatch.setattr(regular_pictures.draw, "__defaults__", (1,))

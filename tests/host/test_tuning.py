@@ -28,11 +28,7 @@ from tuning_world import SETTINGS, STEPS, World, folders
 
 import nodes
 
-
-@pytest.fixture(autouse=True)
-def _quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regular_pictures, "STEPS", 1)
-    monkeypatch.setattr(regular_pictures.draw, "__defaults__", (1,))
+pytestmark = pytest.mark.usefixtures("quick_samples")
 
 
 @pytest.fixture
@@ -44,6 +40,19 @@ def world(tmp_path: Path) -> Iterator[World]:
 def picture(model: Any, clip: Any, prompt: str) -> torch.Tensor:
     encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
     return sample(model, encode(prompt), encode(""))
+
+
+def tuned_as_stock_nodes_load_it(world: World, method: str) -> tuple[Any, Any, torch.Tensor]:
+    """Tune, and see that stock nodes draw the same: the tuning, what they loaded, and the picture."""
+    prompt = "a photo of a dog embedding:rex, on grass"
+    before = picture(world.model, world.clip, "a dog")
+    tuned = world.tune(steps=2, method=method)
+    wanted = picture(tuned.model, tuned.clip, prompt)
+    stock = nodes.LoraLoader().load_lora(world.model, world.clip, "rex.safetensors", 1.0, 1.0)
+    assert torch.equal(picture(*stock, prompt), wanted)
+    assert torch.equal(picture(world.model, world.clip, "a dog"), before), "the untouched model draws as before"
+    assert not torch.equal(picture(tuned.model, tuned.clip, "a dog"), before), "something was learned"
+    return tuned, stock, wanted
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -88,14 +97,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseExceptio
 def test_stock_nodes_reproduce_the_output(tmp_path: Path, family: str, model: dict, method: str) -> None:
     with folders(tmp_path):
         world = World(tmp_path, family, **model)
-        prompt = "a photo of a dog embedding:rex, on grass"
-        before = picture(world.model, world.clip, "a dog")
-        tuned = world.tune(steps=2, method=method)
-        wanted = picture(tuned.model, tuned.clip, prompt)
-        stock = nodes.LoraLoader().load_lora(world.model, world.clip, "rex.safetensors", 1.0, 1.0)
-        assert torch.equal(picture(*stock, prompt), wanted)
-        assert torch.equal(picture(world.model, world.clip, "a dog"), before), "the untouched model draws as before"
-        assert not torch.equal(picture(tuned.model, tuned.clip, "a dog"), before), "something was learned"
+        tuned, stock, wanted = tuned_as_stock_nodes_load_it(world, method)
         assert not torch.equal(picture(*stock, "a photo of a dog, on grass"), wanted), "the word is read"
         assert set(tuned.subject.words) == set(world.clip.tokenize(""))
         assert not list(tmp_path.rglob("*.unfinished"))
@@ -106,14 +108,7 @@ def test_scaled_fp8_is_tuned_as_it_is(world: World, method: str, monkeypatch: py
     """The host's fp8 with a scale beside each weight; it rounds what a LoRA makes of them, the same each time."""
     monkeypatch.setattr(comfy.ops, "manual_cast", comfy.ops.scaled_fp8_ops())
     world.model = tiny_model("sd1", torch.float8_e4m3fn, computed_in=torch.float32)
-    prompt = "a photo of a dog embedding:rex, on grass"
-    before = picture(world.model, world.clip, "a dog")
-    tuned = world.tune(steps=2, method=method)
-    wanted = picture(tuned.model, tuned.clip, prompt)
-    stock = nodes.LoraLoader().load_lora(world.model, world.clip, "rex.safetensors", 1.0, 1.0)
-    assert torch.equal(picture(*stock, prompt), wanted)
-    assert not torch.equal(picture(tuned.model, tuned.clip, "a dog"), before), "something was learned"
-    assert torch.equal(picture(world.model, world.clip, "a dog"), before), "the untouched model draws as before"
+    tuned_as_stock_nodes_load_it(world, method)
 
 
 def test_every_tensor_of_the_lora_is_loaded(world: World, caplog: pytest.LogCaptureFixture) -> None:

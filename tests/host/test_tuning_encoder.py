@@ -8,7 +8,6 @@ from typing import Any
 import comfy.ldm.modules.attention as attention
 import pytest
 import torch
-from dreamtuner_pack.dreamtuner_core.host import regular_pictures
 from dreamtuner_pack.dreamtuner_core.host.apply import apply_encoder
 from dreamtuner_pack.dreamtuner_core.host.sampling import KEY
 from dreamtuner_pack.dreamtuner_core.host.saved_subject import load_subject, save_subject
@@ -33,10 +32,7 @@ ON = {"encoder_resblocks": True}
 RATE = 0.1  # of the LoRA: that of the ResBlocks is a three hundredth of it
 
 
-@pytest.fixture(autouse=True)
-def _quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regular_pictures, "STEPS", 1)
-    monkeypatch.setattr(regular_pictures.draw, "__defaults__", (1,))
+pytestmark = pytest.mark.usefixtures("quick_samples")
 
 
 @pytest.fixture
