@@ -45,6 +45,7 @@ class Tuned(NamedTuple):
     report: Tensor
 
 
+@torch.inference_mode()  # as in a node, whoever calls; what learns leaves it
 def tune_subject(
     model: ModelPatcher,
     clip: comfy.sd.CLIP,

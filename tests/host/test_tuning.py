@@ -168,6 +168,14 @@ def test_text_encoder_off_leaves_it_alone(world: World) -> None:
     assert torch.equal(picture(world.model, tuned.clip, "a dog"), picture(world.model, world.clip, "a dog"))
 
 
+def test_a_caller_that_records_gradients_gets_the_same(world: World) -> None:
+    inside = world.tune("inside")
+    with torch.inference_mode(False), torch.enable_grad():
+        world.tune("outside")
+    assert same(world.loras / "inside.safetensors", world.loras / "outside.safetensors")
+    assert not inside.report.requires_grad
+
+
 def test_checkpointing_changes_nothing(world: World) -> None:
     world.tune("one", gradient_checkpointing=True)
     world.tune("two", gradient_checkpointing=False)
