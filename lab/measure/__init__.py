@@ -61,7 +61,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace, command: str) -> None:
-    from lab.measure.bench import Bench, Settings, run_rows, write_whole
+    from lab.measure.bench import Bench, Settings, run_rows
     from lab.measure.local_models import LocalModels
     from lab.measure.report import docs_sheet, figures, page
     from lab.measure.rows import FULL, PLAIN
@@ -69,6 +69,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     from lab.measure.subjects import HARD, USUAL
     from lab.measure.table import HARD_ROWS, NO_MASK, chosen, guided
     from lab.measure.verdicts import ABSENT, verdicts
+    from lab.mini.checkpoint import write_whole
 
     rows = chosen(options.rows, options.quick)
     if options.list:
@@ -92,8 +93,8 @@ def _measure(options: argparse.Namespace, command: str) -> None:
                 say(f"{case}: {verdict}")
     found = figures(bench, results, command)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out / "measure.json", json.dumps(found, indent=1) + "\n")
-    write_whole(options.out / "measure.html", page(bench, results, found))
+    write_whole(options.out / "measure.json", lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
+    write_whole(options.out / "measure.html", lambda part: part.write_text(page(bench, results, found)))
     if options.sheet:
         docs_sheet(bench, results, options.sheet, [PLAIN, "reference-only", NO_MASK, FULL, guided(1.5, 0.5)])
     print((options.out / "measure.html").resolve())

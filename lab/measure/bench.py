@@ -31,6 +31,7 @@ from lab.measure.studio import (
     Studio,
 )
 from lab.measure.subjects import HARD, USUAL, WORDS, Look, placed, subjects, training_looks
+from lab.mini.checkpoint import write_whole
 from lab.mini.compose import caption_of
 
 VERSION = 2  # of the kept results: raise it when a figure's meaning changes
@@ -140,7 +141,7 @@ class Bench:
         Image.fromarray((torch.cat(columns, 1) * 255).round().byte().numpy()).save(sheet, quality=88)
         result = Result(row, case, cells, distance, time.monotonic() - begun, sheet)
         kept = {"name": row.name, "cells": cells, "frechet": distance, "seconds": result.seconds}
-        write_whole(path, json.dumps(kept))
+        write_whole(path, lambda part: part.write_text(json.dumps(kept)))
         return result
 
     def draw(self, row: Row, look: Look, number: int) -> Tensor:
@@ -186,13 +187,6 @@ def measures(results: Sequence[Result]) -> list[str]:
     found = {name for result in results for cell in result.cells for name in cell}
     rest = sorted(found - {*first, "subject", "group", "scene asked"})
     return [name for name in (*first, *rest) if name in found]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def run_rows(bench: Bench, rows: Sequence[tuple[Row, str]]) -> list[Result]:

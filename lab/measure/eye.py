@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from lab.host import HOME, say
 from lab.measure.subjects import Look, Placed, placed, random_pictures, training_looks
 from lab.mini.artwork import ARCHIVE
+from lab.mini.checkpoint import write_whole
 from lab.mini.scenes import SCENES
 
 KEPT = HOME / "measure"
@@ -120,7 +121,7 @@ class Eye:
                 self._seen[name] = Sight(**load_file(path))
             else:
                 self._seen[name] = self.see(self.leaves(as_floats(placed(look, scene, self.side, seed).pixels)[None]))
-                save_whole({f.name: getattr(self._seen[name], f.name) for f in fields(Sight)}, path)
+                save({f.name: getattr(self._seen[name], f.name) for f in fields(Sight)}, path)
         return self._seen[name]
 
     def views(self, look: Look, scene: str, seeds: Sequence[int]) -> Sight:
@@ -197,7 +198,7 @@ class Eye:
             "labeller": linear_reader(torch.cat(spots), torch.cat(spot_labels), 1 + len(SCENE_NAMES)),
             "patch_mean": patch_sum / count,
         }
-        save_whole(readers, path)
+        save(readers, path)
 
 
 def _softened(pictures: Tensor) -> Tensor:
@@ -243,9 +244,6 @@ def _key(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file whole or not at all."""
+def save(tensors: dict[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({name: x.contiguous() for name, x in tensors.items()}, part)
-    part.replace(path)
+    write_whole(path, lambda part: save_file({name: x.contiguous() for name, x in tensors.items()}, part))

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from lab.host import say
-from lab.measure.bench import write_whole
 from lab.measure.eye import SCENE_NAMES, Eye, as_floats
 from lab.measure.statistics import Interval, share
 from lab.measure.studio import Sampling, Studio
 from lab.measure.subjects import WORDS, held_out_looks, random_pictures, training_looks
+from lab.mini.checkpoint import write_whole
 from lab.mini.compose import caption_of
 
 ASKED_CONCEPT, ASKED_SCENE = 0.6, 0.9  # what issue 3 asks of a base that was trained on a CPU
@@ -46,7 +46,7 @@ def judge_base(checkpoint: Path, each: int, out: Path) -> dict[str, Any]:
         say(f"{name}: {drawn[name][0]:.0%} where {asked:.0%} is asked for")
         say("  " + ", ".join(f"{key} {value:.0%}" for key, value in drawn[f"{name} by name"].items()))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, json.dumps(found, indent=1) + "\n")
+    write_whole(out, lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
     print(out.resolve())
     return found
 

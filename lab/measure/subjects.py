@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lab.mini.artwork import ARCHIVE, load_artwork, load_held_out
-from lab.mini.compose import place, pose
+from lab.mini.compose import paint_scene, place, pose
 from lab.mini.config import CPU_CONCEPTS
 from lab.mini.individuals import turn_hue
 from lab.mini.scenes import SCENES
@@ -96,7 +96,7 @@ def subjects(case: str, count: int) -> list[Look]:
 def placed(look: Look, scene: str, side: int, seed: int, sizes: tuple[float, float] = SIZES) -> Placed:
     """A true picture of the individual: other seeds place, flip and turn it in other ways."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{look} {scene}".encode())])
-    canvas = Image.fromarray((SCENES[scene](side, rng).clip(0, 1) * 255).astype(np.uint8))
+    canvas = paint_scene(scene, side, side, rng)
     mask = Image.new("L", (side, side))
     place(canvas, mask, [pose(image(look), round(side * rng.uniform(*sizes)), rng)], rng)
     return Placed(np.asarray(canvas), np.asarray(mask))

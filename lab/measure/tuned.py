@@ -17,8 +17,8 @@ class Tuned:
     """Subject Tuning for so many steps, then self-subject attention at w_ref, where that is not 0.
 
     regular_from: "subject" as the paper has it; "class" is plain DreamBooth with prior, "both" half and half. named:
-    whether the prompts say the subject's own word; without it they ask for its class. More steps of the same subject
-    go on from fewer, as in the node.
+    whether the prompts say the subject's own word; without it they ask for its class. rate: the learning rate; 0 takes
+    the node's own. More steps of the same subject go on from fewer, as in the node.
     """
 
     steps: int = 200
@@ -26,6 +26,8 @@ class Tuned:
     regular_pictures: int = 16
     regular_from: str = "subject"
     named: bool = True
+    method: str = "lora"
+    rate: float = 0.0
 
     def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
         import comfy.utils
@@ -33,9 +35,14 @@ class Tuned:
         studio, look = reference.studio, reference.look
         redirect_folders()
         config = studio.core.tuning.config.TuningConfig(
-            steps=self.steps, regular_pictures=self.regular_pictures, regular_from=self.regular_from
+            steps=self.steps,
+            method=self.method,
+            learning_rate=self.rate,
+            regular_pictures=self.regular_pictures,
+            regular_from=self.regular_from,
         )
-        name = f"{look.word}_{look.drawing}_{self.regular_from}_{self.regular_pictures}_{studio.weights}"
+        kind = f"{self.method}{self.rate:g}_{self.regular_from}_{self.regular_pictures}"
+        name = f"{look.word}_{look.drawing}_{kind}_{studio.weights}"
         subject = reference.subject()
         with mock.patch.object(comfy.utils, "PROGRESS_BAR_ENABLED", False):
             tuned = studio.core.host.tuning.tune_subject(model, clip, studio.vae, subject, look.word, name, config)

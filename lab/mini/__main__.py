@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .artwork import ARCHIVE, build_archive
-from .config import PRESETS, UNSEEN_CONCEPTS, Preset
+from .config import CPU_CONCEPTS, PRESETS, UNSEEN_CONCEPTS, Preset
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = Path(__file__).parent / "weights" / "mini_base.safetensors"
@@ -48,13 +48,18 @@ def write_vocabulary(args: argparse.Namespace, preset: Preset) -> None:
 
 def compose_data(args: argparse.Namespace, preset: Preset) -> None:
     """Archive of drawings and composed pictures."""
+    from .artwork import KINDS, KINDS_SIDE, list_other_kinds
     from .pictures import compose_all
 
     if not args.archive.exists():
         drawn = (*preset.concepts.values(), *UNSEEN_CONCEPTS) if preset.concepts else None
         build_archive(args.archive, args.npm, drawn)
-    if not (args.folder / "pictures.npy").exists():
-        compose_all(args.folder, args.archive, preset.concepts, preset.side, preset.pictures)
+    if preset.concepts and not KINDS.exists():
+        others = list_other_kinds(args.npm, {*CPU_CONCEPTS.values(), *UNSEEN_CONCEPTS})
+        build_archive(KINDS, args.npm, others, KINDS_SIDE)
+    for shape in preset.counts:
+        if not (args.folder / f"{shape}pictures.npy").exists():
+            compose_all(args.folder, args.archive, preset, shape)
 
 
 def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> None:
@@ -163,7 +168,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="stop U-Net or ControlNet after so many, to go on later")
     parser.add_argument("--autoencoder-steps", type=int)
     parser.add_argument("--controlnet-steps", type=int)
-    parser.add_argument("--pictures", type=int, help="how many pictures are composed")
+    parser.add_argument("--pictures", type=int, help="how many square pictures are composed")
+    parser.add_argument("--wide-pictures", type=int, help="how many wide ones; 0 trains without")
+    parser.add_argument("--repeated", type=float, help="share of the square ones that show a drawing twice")
     parser.add_argument("--workers", type=int, default=1, help="CPU cores to train on, one worker each")
     parser.add_argument("--samples", type=int, default=3500, help="how many samples the subject encoder trains on")
     parser.add_argument("--encoder-steps", type=int, help="steps of the subject encoder")
@@ -175,8 +182,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    given = ("steps", "autoencoder_steps", "controlnet_steps", "pictures")
-    chosen = {name: getattr(args, name) for name in given if getattr(args, name)}
+    given = ("steps", "autoencoder_steps", "controlnet_steps", "pictures", "wide_pictures", "repeated")
+    chosen = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     preset = dataclasses.replace(PRESETS[args.preset], **chosen)
     args.folder = args.folder or ROOT / ".lab" / "mini" / args.preset
     args.archive = args.archive or (ARCHIVE if preset.concepts else ROOT / ".lab" / "mini" / "artwork_full.zip")

@@ -33,6 +33,7 @@ GROUPS = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "
 
 HERE = Path(__file__).parent
 ARCHIVE = HERE / "artwork.zip"
+KINDS, KINDS_SIDE = HERE / "kinds.zip", 128  # every third of the other concepts: what wide pictures show
 HELD_OUT = HERE / "held_out.json"
 
 
@@ -69,8 +70,15 @@ def list_concepts(folder: Path, names: tuple[str, ...] | None) -> dict[str, str]
     return {name: concepts[name] for name in names}
 
 
-def svg_renderer(package: tarfile.TarFile):
-    """(concept, code points) -> RGBA image, from an iconify package (noto-v1 has no table of code points)."""
+def list_other_kinds(folder: Path, known: set[str]) -> tuple[str, ...]:
+    """Every third of the concepts, by name, that are not `known` and not held out in every drawing."""
+    withheld = json.loads(HELD_OUT.read_text())
+    left = set(list_concepts(folder, None)) - known - {name for name, out in withheld.items() if len(out) >= 5}
+    return tuple(sorted(left)[::3])
+
+
+def svg_renderer(package: tarfile.TarFile, side: int):
+    """(concept, code points) -> RGBA image [side, side], from an iconify package (noto-v1 lacks the table of codes)."""
     try:
         import resvg_py  # needed only to build the archive
     except ImportError as error:
@@ -86,24 +94,24 @@ def svg_renderer(package: tarfile.TarFile):
         icon = icons["icons"][name]
         width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE)
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)
         return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
     return render
 
 
-def webp_renderer(package: tarfile.TarFile):
-    """(concept, code points) -> RGBA image, from the 3d package's ready pictures."""
+def webp_renderer(package: tarfile.TarFile, side: int):
+    """(concept, code points) -> RGBA image [side, side], from the 3d package's ready pictures."""
     members = {Path(m.name).stem: m for m in package.getmembers()}
 
     def render(concept: str, code: str) -> Image.Image:
         member = members.get(code) or members[code.removesuffix("-fe0f")]
-        return Image.open(io.BytesIO(package.extractfile(member).read())).convert("RGBA").resize((SIDE, SIDE))
+        return Image.open(io.BytesIO(package.extractfile(member).read())).convert("RGBA").resize((side, side))
 
     return render
 
 
-def build_archive(path: Path, npm_folder: Path, names: tuple[str, ...] | None) -> None:
+def build_archive(path: Path, npm_folder: Path, names: tuple[str, ...] | None, side: int = SIDE) -> None:
     """Render every drawing of the concepts and pack them; missing or broken ones are counted and told."""
     concepts, skipped = list_concepts(npm_folder, names), []
 
@@ -111,7 +119,7 @@ def build_archive(path: Path, npm_folder: Path, names: tuple[str, ...] | None) -
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             for drawing, spec in DRAWINGS.items():
                 package = fetch_package(spec, npm_folder)
-                render = webp_renderer(package) if drawing == "fluent-3d" else svg_renderer(package)
+                render = (webp_renderer if drawing == "fluent-3d" else svg_renderer)(package, side)
                 for concept, code in concepts.items():
                     image = rendered(render, concept, code)
                     if image is None:

@@ -1,7 +1,8 @@
 """Training pictures: one drawing (sometimes the same one twice, sometimes two subjects) on a scene.
 
 The same drawing repeated at other sizes and places is what teaches self-attention to look for the same
-thing elsewhere. Each picture's drawings are individuals of their own (individuals.py), so that "a cat" leaves
+thing elsewhere. A wide picture shows it twice at the size of a lone one, and its caption does not say so: there only
+looking can tell. Each picture's drawings are individuals of their own (individuals.py), so that "a cat" leaves
 open which cat; repeated ones are the same individual.
 """
 
@@ -16,13 +17,14 @@ from .scenes import SCENES
 REPEATED, TWO_SUBJECTS = 0.45, 0.05
 MAX_ROTATION = 6  # degrees
 ALONE, TOGETHER = (0.65, 0.95), (0.42, 0.6)  # longer side of a subject, as a share of the picture's
+NAMED = 0.25  # of the wide pictures show a concept of the preset, the others one of the other kinds
 MAX_OVERLAP = 0.15  # of the smaller of two boxes
 
 
 @dataclass(frozen=True)
 class Picture:
-    pixels: np.ndarray  # [side, side, 3] uint8
-    mask: np.ndarray  # [side, side] uint8, 255 where a subject is
+    pixels: np.ndarray  # [side, width, 3] uint8
+    mask: np.ndarray  # [side, width] uint8, 255 where a subject is
     caption: str
 
 
@@ -88,16 +90,23 @@ def caption_of(subjects: list[str], scene: str) -> str:
 
 
 def compose(
-    artwork: dict[str, list[Image.Image]], side: int, rng: np.random.Generator, individuals: bool = True
+    artwork: dict[str, list[Image.Image]],
+    side: int,
+    rng: np.random.Generator,
+    individuals: bool = True,
+    repeated: float = REPEATED,
 ) -> Picture:
-    """One training picture. `artwork`: {concept: drawings}; without `individuals` they are shown as they are."""
+    """One training picture. `artwork`: {concept: drawings}; without `individuals` they are shown as they are.
+
+    repeated: the share of pictures that show a drawing twice.
+    """
     concepts = list(artwork)
     scene = list(SCENES)[rng.integers(len(SCENES))]
     subjects = [concepts[rng.integers(len(concepts))]]
     kind = rng.random()
-    if kind < REPEATED:
+    if kind < repeated:
         subjects *= 2
-    elif kind < REPEATED + TWO_SUBJECTS and len(concepts) > 1:
+    elif kind < repeated + TWO_SUBJECTS and len(concepts) > 1:
         subjects.append(concepts[rng.integers(len(concepts))])
     drawings = {}
     for subject in subjects:
@@ -114,7 +123,26 @@ def arrange(
     size_range = ALONE if len(subjects) == 1 else TOGETHER
     sizes = sorted((round(side * rng.uniform(*size_range)) for _ in subjects), reverse=True)
     views = [pose(drawing, size, rng) for drawing, size in zip(drawings, sizes)]
-    canvas = Image.fromarray((SCENES[scene](side, rng).clip(0, 1) * 255).astype(np.uint8))
-    mask = Image.new("L", (side, side))
+    canvas, mask = paint_scene(scene, side, side, rng), Image.new("L", (side, side))
     placed = place(canvas, mask, views, rng)
     return Picture(np.asarray(canvas), np.asarray(mask), caption_of(subjects[:placed], scene))
+
+
+def paint_scene(scene: str, side: int, width: int, rng: np.random.Generator) -> Image.Image:
+    return Image.fromarray((SCENES[scene](side, width, rng).clip(0, 1) * 255).astype(np.uint8))
+
+
+def compose_wide(
+    artwork: dict[str, list[Image.Image]], others: dict[str, list[Image.Image]], side: int, rng: np.random.Generator
+) -> Picture:
+    """A picture twice as wide as high: one individual twice, each in a half of its own, captioned as one."""
+    kinds = artwork if rng.random() < NAMED or not others else others
+    subject, scene = list(kinds)[rng.integers(len(kinds))], list(SCENES)[rng.integers(len(SCENES))]
+    drawing = individual(kinds[subject][rng.integers(len(kinds[subject]))], rng)
+    canvas, mask = paint_scene(scene, side, 2 * side, rng), Image.new("L", (2 * side, side))
+    for left in (0, side):
+        view = pose(drawing, round(side * rng.uniform(*ALONE)), rng)
+        corner = (left + int(rng.integers(0, side - view.width + 1)), int(rng.integers(0, side - view.height + 1)))
+        canvas.paste(view, corner, view)
+        mask.paste(view.getchannel("A"), corner, view)
+    return Picture(np.asarray(canvas), np.asarray(mask), caption_of([subject], scene))

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from .compose import REPEATED
+
+SQUARE, WIDE = "", "wide_"  # the shapes of pictures, as the names of their files begin
+
 # caption word -> name in unicode-emoji-json (the name of the concept in the archive)
 CPU_CONCEPTS = {
     "butterfly": "butterfly",
@@ -37,6 +41,7 @@ class Preset:
     concepts: dict[str, str] | None  # caption word -> emoji name; None takes every concept of artwork.GROUPS
     side: int
     pictures: int
+    wide_pictures: int
     # autoencoder
     widths: tuple[int, int, int, int]  # finest resolution first
     crop: int
@@ -52,6 +57,7 @@ class Preset:
     steps: int
     controlnet_steps: int
     batch: int
+    repeated: float = REPEATED
 
     def __post_init__(self) -> None:
         if self.model_channels % 32 or self.model_channels % self.num_head_channels:
@@ -62,12 +68,18 @@ class Preset:
         if self.side % 8 or self.crop % 8 or self.crop > self.side:
             raise ValueError(f"side and crop must divide by 8 and crop must fit, but are {self.side} and {self.crop}.")
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many pictures of each shape, where there are any."""
+        return {shape: n for shape, n in ((SQUARE, self.pictures), (WIDE, self.wide_pictures)) if n}
+
 
 PRESETS = {
     "tiny": Preset(  # for the tests: every part, in seconds, and no picture worth seeing
         concepts={"car": "automobile", "cat": "cat face"},
         side=64,
         pictures=64,
+        wide_pictures=16,
         widths=(4, 8, 8, 8),
         crop=32,
         autoencoder_steps=20,
@@ -86,6 +98,7 @@ PRESETS = {
         concepts=CPU_CONCEPTS,
         side=128,
         pictures=36_000,
+        wide_pictures=24_000,
         widths=(16, 32, 48, 64),
         crop=64,
         autoencoder_steps=3800,
@@ -104,6 +117,7 @@ PRESETS = {
         concepts=None,
         side=256,
         pictures=100_000,
+        wide_pictures=50_000,
         widths=(64, 64, 64, 64),
         crop=128,
         autoencoder_steps=8_000,

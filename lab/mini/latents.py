@@ -1,7 +1,8 @@
 """The training set of the U-Net: every composed picture encoded once, its caption as vocabulary rows.
 
-`latents.pt` holds `latents` [N, 4, h, w] fp16, `captions` [N] (which caption), `rows` [captions, 77] (its
-tokens, as rows of the text encoder's embedding) and `token_ids` (the CLIP id of each row but the first).
+`latents.pt` holds `latents` [N, 4, h, w] fp16, `captions` [N] (which caption), the same of the wide pictures as
+`wide_latents` and `wide_captions`, `rows` [captions, 77] (a caption's tokens, as rows of the text encoder's embedding)
+and `token_ids` (the CLIP id of each row but the first).
 """
 
 import json
@@ -23,13 +24,13 @@ BATCH, CHUNK = 16, 800
 
 
 @torch.inference_mode()
-def encode_chunk(task: tuple[Path, Preset, torch.device, int]) -> Tensor:
-    """Latents of the pictures from number `start` to the chunk's end: (folder, preset, device, start)."""
-    folder, preset, device, start = task
+def encode_chunk(task: tuple[Path, Preset, torch.device, str, int, int]) -> Tensor:
+    """Latents of the pictures `start` to `end` of one shape: (folder, preset, device, shape, start, end)."""
+    folder, preset, device, shape, start, end = task
     if device.type == "cpu":
         torch.set_num_threads(1)  # one chunk a core
     model = load_autoencoder(folder, preset).to(device, memory_format=torch.channels_last)
-    pixels = torch.from_numpy(open_pictures(folder)[start : min(start + CHUNK, preset.pictures)].copy())
+    pixels = torch.from_numpy(open_pictures(folder, shape)[start:end].copy())
     encoded = []
     for batch in pixels.split(BATCH):
         batch = batch.to(device).permute(0, 3, 1, 2).float() / 255
@@ -39,21 +40,21 @@ def encode_chunk(task: tuple[Path, Preset, torch.device, int]) -> Tensor:
 
 
 def encode_all(folder: Path, preset: Preset, device: torch.device) -> None:
-    """Encode the first `preset.pictures` pictures of `folder` into `latents.pt`."""
-    texts = json.loads((folder / "captions.json").read_text())[: preset.pictures]
-    encoded, tasks = [], [(folder, preset, device, start) for start in range(0, len(texts), CHUNK)]
-    with ProcessPoolExecutor(os.cpu_count() if device.type == "cpu" else 1, mp.get_context("spawn")) as workers:
-        for latents in workers.map(encode_chunk, tasks):
-            encoded.append(latents)
-            print(f"encoded {sum(map(len, encoded))} of {len(texts)} pictures", flush=True)
-    vocabulary, unique = load_vocabulary(texts), sorted(set(texts))
+    """Encode the first pictures of each shape in `folder`, as many as the preset says, into `latents.pt`."""
+    texts = {}
+    for shape, count in preset.counts.items():
+        texts[shape] = json.loads((folder / f"{shape}captions.json").read_text())[:count]
+    every = [caption for captions in texts.values() for caption in captions]
+    vocabulary, unique = load_vocabulary(every), sorted(set(every))
     number = {caption: i for i, caption in enumerate(unique)}
-    save_checkpoint(
-        folder / "latents.pt",
-        {
-            "latents": torch.cat(encoded),
-            "captions": torch.tensor([number[caption] for caption in texts]),
-            "rows": vocabulary.rows(unique),
-            "token_ids": torch.tensor(vocabulary.ids),
-        },
-    )
+    state = {"rows": vocabulary.rows(unique), "token_ids": torch.tensor(vocabulary.ids)}
+    with ProcessPoolExecutor(os.cpu_count() if device.type == "cpu" else 1, mp.get_context("spawn")) as workers:
+        for shape, captions in texts.items():
+            starts, encoded, name = range(0, len(captions), CHUNK), [], shape.replace("_", " ")
+            tasks = [(folder, preset, device, shape, start, min(start + CHUNK, len(captions))) for start in starts]
+            for latents in workers.map(encode_chunk, tasks):
+                encoded.append(latents)
+                print(f"encoded {sum(map(len, encoded))} of {len(captions)} {name}pictures", flush=True)
+            state[f"{shape}latents"] = torch.cat(encoded)
+            state[f"{shape}captions"] = torch.tensor([number[caption] for caption in captions])
+    save_checkpoint(folder / "latents.pt", state)

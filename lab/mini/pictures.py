@@ -1,20 +1,28 @@
 """The training pictures, composed once: `pictures.npy` [N, side, side, 3] and `silhouettes.npy` [N, side, side], both
-uint8, and `captions.json`.
+uint8, and `captions.json`; and the same of twice the width: `wide_pictures.npy` and so on.
 """
 
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .artwork import load_artwork, load_held_out
+from .artwork import KINDS, load_artwork, load_held_out
 from .checkpoint import reserve, write_whole
-from .compose import compose
+from .compose import compose, compose_wide
+from .config import SQUARE, WIDE, Preset
 
 CHUNK = 500
+
+
+@cache
+def other_kinds() -> dict[str, list[Image.Image]]:
+    """{emoji name: its training drawings} of the kinds that wide pictures alone show."""
+    return artwork_by_word(KINDS, None, held_out=False)
 
 
 def artwork_by_word(archive: Path, concepts: dict[str, str] | None, held_out: bool) -> dict[str, list[Image.Image]]:
@@ -28,46 +36,50 @@ def artwork_by_word(archive: Path, concepts: dict[str, str] | None, held_out: bo
     return drawings
 
 
-def compose_chunk(
-    task: tuple[Path, dict[str, str] | None, int, int, int, bool],
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pictures, silhouettes and captions from number `start` on, each from its own seed.
+def compose_chunk(task: tuple[Path, Preset, str, int, int, bool]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Pictures, silhouettes and captions of one shape, each from its own seed.
 
-    task: (archive, concepts, side, start, count, held_out). Held-out drawings are shown as they are.
+    task: (archive, preset, shape, number of the first, count, held_out). Held-out drawings are shown as they are.
     """
-    archive, concepts, side, start, count, held_out = task
-    artwork = artwork_by_word(archive, concepts, held_out)
-    generators = [np.random.default_rng([int(held_out), start + i]) for i in range(count)]
-    pictures = [compose(artwork, side, rng, individuals=not held_out) for rng in generators]
+    archive, preset, shape, start, count, held_out = task
+    artwork = artwork_by_word(archive, preset.concepts, held_out)
+    stream = 3 if shape == WIDE else int(held_out)  # 2 is the subject encoder's
+    generators = [np.random.default_rng([stream, start + i]) for i in range(count)]
+    if shape == WIDE:
+        others = other_kinds() if preset.concepts else {}
+        pictures = [compose_wide(artwork, others, preset.side, rng) for rng in generators]
+    else:
+        pictures = [compose(artwork, preset.side, rng, not held_out, preset.repeated) for rng in generators]
     return np.stack([p.pixels for p in pictures]), np.stack([p.mask for p in pictures]), [p.caption for p in pictures]
 
 
-def compose_all(folder: Path, archive: Path, concepts: dict[str, str] | None, side: int, count: int) -> None:
-    """Compose `count` training pictures into `folder`."""
-    partial, captions = [folder / f"{name}.part.npy" for name in ("silhouettes", "pictures")], []
+def compose_all(folder: Path, archive: Path, preset: Preset, shape: str) -> None:
+    """Compose the preset's training pictures of one shape into `folder`."""
+    partial, captions = [folder / f"{shape}{name}.part.npy" for name in ("silhouettes", "pictures")], []
+    count, side, width = preset.counts[shape], preset.side, preset.side * (2 if shape == WIDE else 1)
     for path, channels in zip(partial, (1, 3)):
-        reserve(path, count * side * side * channels)
-    silhouettes = np.lib.format.open_memmap(partial[0], "w+", np.uint8, (count, side, side))
-    pictures = np.lib.format.open_memmap(partial[1], "w+", np.uint8, (count, side, side, 3))
-    tasks = [(archive, concepts, side, start, min(CHUNK, count - start), False) for start in range(0, count, CHUNK)]
+        reserve(path, count * side * width * channels)
+    silhouettes = np.lib.format.open_memmap(partial[0], "w+", np.uint8, (count, side, width))
+    pictures = np.lib.format.open_memmap(partial[1], "w+", np.uint8, (count, side, width, 3))
+    tasks = [(archive, preset, shape, start, min(CHUNK, count - start), False) for start in range(0, count, CHUNK)]
     with ProcessPoolExecutor(os.cpu_count()) as workers:
-        for task, (pixels, masks, words) in zip(tasks, workers.map(compose_chunk, tasks)):
-            part = slice(task[3], task[3] + len(pixels))
+        for pixels, masks, words in workers.map(compose_chunk, tasks):
+            part = slice(len(captions), len(captions) + len(words))
             pictures[part], silhouettes[part] = pixels, masks
             captions += words
-            print(f"composed {len(captions)} of {count} pictures", flush=True)
+            print(f"composed {len(captions)} of {count} {shape.replace('_', ' ')}pictures", flush=True)
     pictures.flush()
     silhouettes.flush()
-    write_whole(folder / "captions.json", lambda part: part.write_text(json.dumps(captions)))
+    write_whole(folder / f"{shape}captions.json", lambda part: part.write_text(json.dumps(captions)))
     for path in partial:  # the pictures last: where they are, all is
         path.rename(path.with_name(path.name.replace(".part", "")))
 
 
-def open_pictures(folder: Path) -> np.ndarray:
-    """Memory-mapped [N, side, side, 3] uint8."""
-    return np.load(folder / "pictures.npy", mmap_mode="r")
+def open_pictures(folder: Path, shape: str = SQUARE) -> np.ndarray:
+    """Memory-mapped [N, side, width, 3] uint8."""
+    return np.load(folder / f"{shape}pictures.npy", mmap_mode="r")
 
 
-def open_silhouettes(folder: Path) -> np.ndarray:
-    """Memory-mapped [N, side, side] uint8, 255 where a subject is."""
-    return np.load(folder / "silhouettes.npy", mmap_mode="c")  # "r" would make PyTorch warn
+def open_silhouettes(folder: Path, shape: str = SQUARE) -> np.ndarray:
+    """Memory-mapped [N, side, width] uint8, 255 where a subject is."""
+    return np.load(folder / f"{shape}silhouettes.npy", mmap_mode="c")  # "r" would make PyTorch warn

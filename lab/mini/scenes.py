@@ -1,4 +1,4 @@
-"""Scenes painted behind the subjects: float arrays [side, side, 3] in 0..1, from a numpy generator."""
+"""Scenes painted behind the subjects: float arrays [side, width, 3] in 0..1, from a numpy generator."""
 
 import numpy as np
 
@@ -15,64 +15,63 @@ def colour(*rgb: int) -> np.ndarray:
 
 
 def plain(rgb: tuple[int, int, int]):
-    def paint(side: int, rng: np.random.Generator) -> Scene:
+    def paint(side: int, width: int, rng: np.random.Generator) -> Scene:
         shade = 1 - 0.06 * rng.random() * rows(side)
-        return np.broadcast_to(colour(*rgb) * shade, (side, side, 3)).copy()
+        return np.broadcast_to(colour(*rgb) * shade, (side, width, 3)).copy()
 
     return paint
 
 
-def soft_noise(side: int, rng: np.random.Generator, cells: int) -> np.ndarray:
-    """[side, side, 1] blocky noise in -1..1."""
-    coarse = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
-    repeat = -(-side // cells)
-    return np.kron(coarse, np.ones((repeat, repeat), np.float32))[:side, :side, None]
+def soft_noise(side: int, width: int, rng: np.random.Generator, cell: int = 4) -> np.ndarray:
+    """[side, width, 1] blocky noise in -1..1."""
+    coarse = rng.uniform(-1, 1, (-(-side // cell), -(-width // cell))).astype(np.float32)
+    return np.kron(coarse, np.ones((cell, cell), np.float32))[:side, :width, None]
 
 
-def beach(side: int, rng: np.random.Generator) -> Scene:
+def beach(side: int, width: int, rng: np.random.Generator) -> Scene:
     y, horizon, shore = rows(side), rng.uniform(0.25, 0.35), rng.uniform(0.5, 0.6)
     sea = np.where(y < horizon, colour(150, 210, 245), colour(30, 130, 190))
     picture = np.where(y < shore, sea, colour(238, 214, 160))
-    return picture + 0.03 * soft_noise(side, rng, side // 4) * (y > shore)
+    return picture + 0.03 * soft_noise(side, width, rng) * (y > shore)
 
 
-def grass(side: int, rng: np.random.Generator) -> Scene:
+def grass(side: int, width: int, rng: np.random.Generator) -> Scene:
     y, horizon = rows(side), rng.uniform(0.3, 0.4)
     ground = colour(86, 160, 60) * (1.15 - 0.3 * y)
     picture = np.where(y < horizon, colour(170, 215, 250), ground)
-    return picture + 0.05 * soft_noise(side, rng, side // 4) * (y > horizon)
+    return picture + 0.05 * soft_noise(side, width, rng) * (y > horizon)
 
 
-def snow(side: int, rng: np.random.Generator) -> Scene:
-    y, x = rows(side), rows(side).transpose(1, 0, 2)
+def snow(side: int, width: int, rng: np.random.Generator) -> Scene:
+    y, x = rows(side), np.arange(width, dtype=np.float32)[None, :, None] / (side - 1)
     hill = rng.uniform(0.35, 0.5) + 0.05 * np.sin(2 * np.pi * (x + rng.random()))
     return np.where(y < hill, colour(165, 185, 210), colour(242, 246, 252)).astype(np.float32)
 
 
-def night_sky(side: int, rng: np.random.Generator) -> Scene:
-    picture = np.broadcast_to(colour(12, 16, 50) + colour(25, 25, 70) * rows(side), (side, side, 3)).copy()
-    for y, x in rng.integers(0, side - side // 64, (14, 2)):
+def night_sky(side: int, width: int, rng: np.random.Generator) -> Scene:
+    picture = np.broadcast_to(colour(12, 16, 50) + colour(25, 25, 70) * rows(side), (side, width, 3)).copy()
+    for y, x in rng.integers(0, (side - side // 64, width - side // 64), (14 * width // side, 2)):
         picture[y : y + side // 64, x : x + side // 64] = colour(255, 250, 210)
     return picture
 
 
-def brick_wall(side: int, rng: np.random.Generator) -> Scene:
-    height, width = side // 8, side // 4
-    y, x = np.mgrid[:side, :side] + rng.integers(0, width)
-    x = x + (y // height % 2) * (width // 2)
-    joint = (y % height < side // 64) | (x % width < side // 64)
-    shade = rng.uniform(0.85, 1.1, (64, 64)).astype(np.float32)[y // height % 64, x // width % 64]
+def brick_wall(side: int, width: int, rng: np.random.Generator) -> Scene:
+    height, length = side // 8, side // 4
+    y, x = np.mgrid[:side, :width] + rng.integers(0, length)
+    x = x + (y // height % 2) * (length // 2)
+    joint = (y % height < side // 64) | (x % length < side // 64)
+    shade = rng.uniform(0.85, 1.1, (64, 64)).astype(np.float32)[y // height % 64, x // length % 64]
     return np.where(joint[..., None], colour(205, 195, 185), colour(165, 75, 55) * shade[..., None])
 
 
-def wooden_floor(side: int, rng: np.random.Generator) -> Scene:
+def wooden_floor(side: int, width: int, rng: np.random.Generator) -> Scene:
     height = side // 6
     y = np.arange(side) + rng.integers(0, height)
     shade = rng.uniform(0.85, 1.08, 16).astype(np.float32)[y // height % 16]
     plank = colour(190, 135, 80) * shade[:, None, None]
     plank = np.where((y % height < side // 64)[:, None, None], colour(110, 70, 35), plank)
     grain = rng.uniform(-0.03, 0.03, (side, 1, 1)).astype(np.float32)
-    return np.broadcast_to(plank + grain, (side, side, 3)).copy()
+    return np.broadcast_to(plank + grain, (side, width, 3)).copy()
 
 
 SCENES = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .autoencoder import Autoencoder
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint
-from .config import Preset
+from .config import SQUARE, Preset
 from .muon import Muon, split_parameters
 from .pictures import compose_chunk, open_pictures
 
@@ -117,7 +117,7 @@ def load_autoencoder(folder: Path, preset: Preset) -> Autoencoder:
 @torch.inference_mode()
 def held_out_psnr(model: Autoencoder, archive: Path, preset: Preset, count: int = 64) -> float:
     """Mean PSNR in dB over pictures composed of held-out drawings, in fp32."""
-    pixels, _, _ = compose_chunk((archive, preset.concepts, preset.side, 0, count, True))
+    pixels, _, _ = compose_chunk((archive, preset, SQUARE, 0, count, True))
     pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     restored = model.float().decode(model.encode(pictures)).clamp(0, 1)
     return (-10 * (restored - pictures).square().mean(dim=(1, 2, 3)).log10()).mean().item()

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint
-from .config import Preset
+from .config import SQUARE, WIDE, Preset
 from .diffusion import alphas_cumprod, loss_weight, noised_and_target, spread_timesteps
 from .muon import Muon, split_parameters
 from .pictures import open_silhouettes
@@ -27,6 +27,7 @@ EMA_DECAY = 0.998
 CAPTION_DROPOUT, WORD_DROPOUT = 0.10, 0.02
 OUTER_LAYERS = ("unet.input_blocks.0.", "unet.out.", "unet.time_embed.")
 SAVE_SECONDS = 240
+MOST_ERROR = 0.1  # of compiled gradients; bf16 makes about 0.02
 
 
 class MiniBase(nn.Module):
@@ -62,6 +63,20 @@ class MiniBase(nn.Module):
 
     def loss(self, batch: dict[str, Tensor], alpha_bars: Tensor) -> Tensor:
         return v_loss(self, batch, alpha_bars)
+
+
+def load_data(folder: Path, silhouettes: bool) -> dict[str, dict[str, Tensor]]:
+    """The training set, by the shapes that its pictures have."""
+    stored = torch.load(folder / "latents.pt", weights_only=True, mmap=True)
+    data = {}
+    for shape in (SQUARE, WIDE):
+        if f"{shape}latents" not in stored:
+            continue
+        data[shape] = {name: stored[f"{shape}{name}"] for name in ("latents", "captions")}
+        data[shape] |= {"rows": stored["rows"], "token_ids": stored["token_ids"]}
+        if silhouettes:
+            data[shape]["silhouettes"] = torch.from_numpy(open_silhouettes(folder, shape))
+    return data
 
 
 def draw_batch(data: dict[str, Tensor], batch: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -106,6 +121,25 @@ def average_gradients(model: nn.Module, workers: int) -> None:
         g.copy_(mean.view_as(g))
 
 
+def compile_checked(model: nn.Module, batch: dict[str, Tensor], alpha_bars: Tensor) -> None:
+    """Compile what learns, and take it back where the gradients of a batch are then others.
+
+    On a CPU torch 2.13 compiles this U-Net under bf16 autocast so that most gradients are zeros: the loss falls all the
+    same for a while, and a run is lost.
+    """
+    learns, gradients = model.learns, []
+    for compiled in (False, True):
+        if compiled:
+            learns.compile(dynamic=False)
+        model.zero_grad()
+        model.loss(batch, alpha_bars).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in learns.parameters()]).float())
+    error = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
+    if not error < MOST_ERROR:
+        learns._compiled_call_impl = None
+        print(f"compiled gradients are wrong (by {error:.2f} of their size): this run goes on uncompiled", flush=True)
+
+
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], model: nn.Module, step: int) -> None:
     """Exponential moving average of the weights, quicker at the start."""
@@ -131,12 +165,11 @@ def train_worker(
     if device.type == "cpu":
         torch.set_num_threads(1)
     if workers > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
-    path, data = folder / kind.FILE, torch.load(folder / "latents.pt", weights_only=True, mmap=True)
-    if kind is not MiniBase:
-        data["silhouettes"] = torch.from_numpy(open_silhouettes(folder))
+        meeting = f"file://{folder.resolve()}/rendezvous"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
+    path, data = folder / kind.FILE, load_data(folder, silhouettes=kind is not MiniBase)
     torch.manual_seed(0)
-    model = kind(preset, folder, len(data["token_ids"]) + 1)
+    model = kind(preset, folder, len(data[SQUARE]["token_ids"]) + 1)
     saved = load_checkpoint(path)
     if saved:
         load_weights(model.learns, saved["model"], path)
@@ -149,13 +182,16 @@ def train_worker(
         start = saved["step"]
         for optimiser, state in zip(optimisers, saved["optimisers"]):
             optimiser.load_state_dict(state)
+    alpha_bars, shapes = alphas_cumprod().to(device), list(data)
     if device.type == "cuda":
-        learns.compile()
-    alpha_bars = alphas_cumprod().to(device)
+        batch = draw_batch(data[SQUARE], preset.batch // workers, torch.Generator().manual_seed(0))
+        compile_checked(model, {name: x.to(device) for name, x in batch.items()}, alpha_bars)
     began, saved_at, losses = time.monotonic(), time.monotonic(), []
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(step * 1009 + rank)
-        batch = {name: x.to(device) for name, x in draw_batch(data, preset.batch // workers, generator).items()}
+        shape = shapes[step % len(shapes)]
+        rows = preset.batch // (2 * workers if shape == WIDE else workers)  # as many pixels in either shape
+        batch = {name: x.to(device) for name, x in draw_batch(data[shape], rows, generator).items()}
         loss = model.loss(batch, alpha_bars)
         model.zero_grad()
         loss.backward()

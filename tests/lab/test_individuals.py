@@ -7,6 +7,7 @@ from PIL import Image
 from lab.mini import compose, individuals
 from lab.mini.artwork import ARCHIVE, training_artwork
 from lab.mini.individuals import bend, individual, paint_pattern, turn_hue
+from lab.mini.scenes import SCENES
 
 DRAWING = training_artwork(ARCHIVE)["automobile"][0]
 
@@ -57,3 +58,35 @@ def test_repeated_drawings_are_one_individual(monkeypatch: pytest.MonkeyPatch) -
     assert picture.caption.startswith("two cars, on ")
     assert len(seen) == 2
     assert seen[0] == seen[1]
+
+
+def test_a_wide_picture_shows_one_individual_twice_and_says_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, pose = [], compose.pose
+
+    def watched(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+        seen.append((image.tobytes(), size))
+        return pose(image, size, rng)
+
+    monkeypatch.setattr(compose, "pose", watched)
+    picture = compose.compose_wide({"car": [DRAWING]}, {}, 64, generator())
+    assert picture.pixels.shape == (64, 128, 3)
+    assert picture.caption.startswith("a car, on ")
+    assert seen[0][0] == seen[1][0]
+    for (_, size), half in zip(seen, (picture.mask[:, :64], picture.mask[:, 64:])):
+        rows, columns = (np.flatnonzero((half > 0).any(axis=axis)) for axis in (1, 0))
+        assert max(np.ptp(rows), np.ptp(columns)) + 1 == pytest.approx(size, abs=2)
+        assert size >= compose.ALONE[0] * 64
+
+
+def test_wide_pictures_show_mostly_other_kinds() -> None:
+    pictures = [compose.compose_wide({"car": [DRAWING]}, {"cat": [DRAWING]}, 64, generator(i)) for i in range(200)]
+    share = np.mean(["car" in picture.caption for picture in pictures])
+    assert share == pytest.approx(compose.NAMED, abs=0.1)
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_scenes_are_as_wide_as_asked(scene: str) -> None:
+    for width in (64, 128):
+        painted = SCENES[scene](64, width, generator())
+        assert painted.shape == (64, width, 3)
+        assert -0.2 < painted.min() <= painted.max() < 1.3

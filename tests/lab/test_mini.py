@@ -146,6 +146,26 @@ def test_minutes_stop_a_run_that_goes_on_bit_equal(folder: Path) -> None:
         main([*arguments(folder, steps=3), "--minutes", "1", "--workers", "2"])
 
 
+@pytest.mark.parametrize(("factor", "kept"), [(1.0, True), (0.5, False)])
+def test_compiled_gradients_are_held_against_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], factor: float, kept: bool
+) -> None:
+    class Model(torch.nn.Linear):
+        learns = property(lambda self: self)
+
+        def loss(self, batch: dict[str, torch.Tensor], alpha_bars: torch.Tensor) -> torch.Tensor:
+            return self(batch["x"]).square().mean()
+
+    def compile_badly(self: Model, dynamic: bool) -> None:
+        self._compiled_call_impl = lambda x: self.forward(x) * factor
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_badly)
+    model = Model(3, 3)
+    train_unet.compile_checked(model, {"x": torch.ones(2, 3)}, torch.ones(1))
+    assert (model._compiled_call_impl is not None) == kept
+    assert ("goes on uncompiled" in capsys.readouterr().out) != kept
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main(arguments(folder, steps=2))
 
