@@ -109,8 +109,8 @@ PRESETS = {
         num_head_channels=32,
         context_dim=128,
         text_layers=2,
-        steps=11_000,
-        controlnet_steps=650,
+        steps=13_200,
+        controlnet_steps=1_100,
         batch=32,
     ),
     "full": Preset(
