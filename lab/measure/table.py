@@ -25,7 +25,17 @@ STRENGTHS = (0.1, 0.2, 0.5)
 WITHOUT_LAYOUT = HOME / "mini" / "cpu" / "encoder_without_layout" / "subject_encoder.safetensors"
 """For the ablation alone, and its row is there where it is: `python3 -m lab mini encoder --without-layout`."""
 SCALES = ((1.0, 0.9), (1.5, 0.9), (2.0, 0.9), (3.0, 0.9), (1.5, 0.5), (3.0, 0.5), (1.5, 0.2), (3.0, 0.2))
-SHIFTS = ((20, 0), (50, 0), (0, 20), (0, 50), (50, 50))
+SHIFTS = (
+    (0.5, 20, 0),
+    (0.5, 50, 0),
+    (0.5, 0, 20),
+    (0.5, 0, 50),
+    (0.5, 50, 50),
+    (0.5, 100, 100),
+    (0.0, 100, 0),
+    (0.0, 100, 100),
+)
+"""p_r, dt and dt'."""
 
 
 HARD_ROWS = (TRUE, PLAIN, FULL, "w_r 1.5, p_r 0.5")
@@ -138,9 +148,9 @@ def _guidance() -> list[Row]:
         stated = (Expect("colour", MORE, FULL), Expect("prompt", LESS, FULL)) if probability > 0.5 else ()
         name, make = guided(scale, probability), WithSubject(guidance=(scale, probability, 0, 0))
         rows.append(Row(name, "Reference guidance, on w_ref 3", make, stated, quick=(scale, probability) == (1.5, 0.5)))
-    for dt, dt_uncond in SHIFTS:
-        make = WithSubject(guidance=(1.5, 0.5, dt, dt_uncond))
-        rows.append(Row(guided(1.5, 0.5, dt, dt_uncond), "Reference guidance, on w_ref 3", make))
+    for probability, dt, dt_uncond in SHIFTS:
+        make = WithSubject(guidance=(1.5, probability, dt, dt_uncond))
+        rows.append(Row(guided(1.5, probability, dt, dt_uncond), "Reference guidance, on w_ref 3", make))
     return rows
 
 
