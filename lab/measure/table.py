@@ -106,8 +106,11 @@ def _encoder() -> list[Row]:
 
 
 def _with_encoder(path: Path, strength: float, weight: float = 0.0) -> WithEncoder:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
-    return WithEncoder(path, digest, strength, weight)
+    return WithEncoder(path, _digest(path), strength, weight)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
 
 
 def _tuning() -> list[Row]:
@@ -121,6 +124,8 @@ def _tuning() -> list[Row]:
         name = f"tuned, {steps} steps"
         rows.append(Row(name, group, Tuned(steps), before, slow=True))
         before = (Expect("identity", MORE, name), Expect("prompt", NO_LESS, margin=FORGIVEN))
+    seen = Tuned(few, encoder=ENCODER, digest=_digest(ENCODER))
+    rows.append(Row(f"tuned, {few} steps, with the encoder", group, seen, slow=True))
     both = (Expect("identity", MORE, f"tuned, {usual} steps"), Expect("identity", MORE, FULL))
     rows.append(Row(f"tuned, {usual} steps, w_ref 3", group, Tuned(usual, 3.0), both, slow=True))
     for steps in (few, usual):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,7 +19,8 @@ class Tuned:
 
     regular_from: "subject" as the paper has it; "class" is plain DreamBooth with prior, "both" half and half. named:
     whether the prompts say the subject's own word; without it they ask for its class. rate: the learning rate; 0 takes
-    the node's own. More steps of the same subject go on from fewer, as in the node.
+    the node's own. encoder: a subject encoder's file, by which the regular pictures see the subject too; digest: of it.
+    More steps of the same subject go on from fewer, as in the node.
     """
 
     steps: int = 200
@@ -28,6 +30,8 @@ class Tuned:
     named: bool = True
     method: str = "lora"
     rate: float = 0.0
+    encoder: Path | None = field(default=None, repr=False)
+    digest: str = ""
 
     def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
         import comfy.utils
@@ -41,9 +45,9 @@ class Tuned:
             regular_pictures=self.regular_pictures,
             regular_from=self.regular_from,
         )
-        kind = f"{self.method}{self.rate:g}_{self.regular_from}_{self.regular_pictures}"
+        kind = f"{self.method}{self.rate:g}_{self.regular_from}_{self.regular_pictures}{self.digest}"
         name = f"{look.word}_{look.drawing}_{kind}_{studio.weights}"
-        subject = reference.subject()
+        subject = reference.encoded(self.encoder) if self.encoder else reference.subject()
         with mock.patch.object(comfy.utils, "PROGRESS_BAR_ENABLED", False):
             tuned = studio.core.host.tuning.tune_subject(model, clip, studio.vae, subject, look.word, name, config)
         said = [prompt.replace(look.word, tuned.subject.phrase, 1) for prompt in prompts] if self.named else prompts
