@@ -126,6 +126,7 @@ def _tuning() -> list[Row]:
         before = (Expect("identity", MORE, name), Expect("prompt", NO_LESS, margin=FORGIVEN))
     seen = Tuned(few, encoder=ENCODER, digest=_digest(ENCODER))
     rows.append(Row(f"tuned, {few} steps, with the encoder", group, seen, slow=True))
+    rows.append(Row(f"tuned, {usual} steps, rate 0.001", group, Tuned(usual, rate=1e-3), slow=True))
     both = (Expect("identity", MORE, f"tuned, {usual} steps"), Expect("identity", MORE, FULL))
     rows.append(Row(f"tuned, {usual} steps, w_ref 3", group, Tuned(usual, 3.0), both, slow=True))
     for steps in (few, usual):

@@ -28,7 +28,6 @@ class Tuned:
     regular_pictures: int = 16
     regular_from: str = "subject"
     named: bool = True
-    method: str = "lora"
     rate: float = 0.0
     encoder: Path | None = field(default=None, repr=False)
     digest: str = ""
@@ -40,12 +39,11 @@ class Tuned:
         redirect_folders()
         config = studio.core.tuning.config.TuningConfig(
             steps=self.steps,
-            method=self.method,
             learning_rate=self.rate,
             regular_pictures=self.regular_pictures,
             regular_from=self.regular_from,
         )
-        kind = f"{self.method}{self.rate:g}_{self.regular_from}_{self.regular_pictures}{self.digest}"
+        kind = f"{self.rate:g}_{self.regular_from}_{self.regular_pictures}{self.digest}"
         name = f"{look.word}_{look.drawing}_{kind}_{studio.weights}"
         subject = reference.encoded(self.encoder) if self.encoder else reference.subject()
         with mock.patch.object(comfy.utils, "PROGRESS_BAR_ENABLED", False):
