@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -72,9 +73,8 @@ def list_concepts(folder: Path, names: tuple[str, ...] | None) -> dict[str, str]
 
 def list_other_kinds(folder: Path, known: set[str]) -> tuple[str, ...]:
     """Every third of the concepts, by name, that are not `known` and not held out in every drawing."""
-    withheld = json.loads(HELD_OUT.read_text())
-    left = set(list_concepts(folder, None)) - known - {name for name, out in withheld.items() if len(out) >= 5}
-    return tuple(sorted(left)[::3])
+    withheld = {name for name, out in json.loads(HELD_OUT.read_text()).items() if len(out) == len(DRAWINGS)}
+    return tuple(sorted(set(list_concepts(folder, None)) - known - withheld)[::3])
 
 
 def svg_renderer(package: tarfile.TarFile, side: int):
@@ -114,25 +114,40 @@ def webp_renderer(package: tarfile.TarFile, side: int):
 def build_archive(path: Path, npm_folder: Path, names: tuple[str, ...] | None, side: int = SIDE) -> None:
     """Render every drawing of the concepts and pack them; missing or broken ones are counted and told."""
     concepts, skipped = list_concepts(npm_folder, names), []
+    tasks = [(drawing, npm_folder, concepts, side) for drawing in DRAWINGS]
 
     def pack(partial: Path) -> None:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            for drawing, spec in DRAWINGS.items():
-                package = fetch_package(spec, npm_folder)
-                render = (webp_renderer if drawing == "fluent-3d" else svg_renderer)(package, side)
-                for concept, code in concepts.items():
-                    image = rendered(render, concept, code)
-                    if image is None:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive, ProcessPoolExecutor() as workers:
+            for drawing, files in zip(DRAWINGS, workers.map(draw_set, tasks)):
+                for concept, file in files.items():
+                    if file is None:
                         skipped.append(f"{concept}/{drawing}")
-                        continue
-                    data = io.BytesIO()
-                    image.save(data, "WEBP", quality=90, method=6)
-                    archive.writestr(f"{concept}/{drawing}.webp", data.getvalue())
+                    else:
+                        archive.writestr(f"{concept}/{drawing}.webp", file)
+                print(f"drew {drawing}", flush=True)
 
     write_whole(path, pack)
     if skipped:
         more = ", ..." if len(skipped) > 8 else ""
         print(f"{len(skipped)} drawings are missing or broken and were left out: {', '.join(skipped[:8])}{more}")
+
+
+def draw_set(task: tuple[str, Path, dict[str, str], int]) -> dict[str, bytes | None]:
+    """{concept: its WebP file, or None where it cannot be drawn} in one set of drawings.
+
+    task: (set of drawings, folder of npm tarballs, {concept: code points}, side)
+    """
+    drawing, npm_folder, concepts, side = task
+    package = fetch_package(DRAWINGS[drawing], npm_folder)
+    render = (webp_renderer if drawing == "fluent-3d" else svg_renderer)(package, side)
+    files: dict[str, bytes | None] = dict.fromkeys(concepts)
+    for concept, code in concepts.items():
+        image = rendered(render, concept, code)
+        if image is not None:
+            data = io.BytesIO()
+            image.save(data, "WEBP", quality=90, method=6)
+            files[concept] = data.getvalue()
+    return files
 
 
 def rendered(render: Callable[[str, str], Image.Image], concept: str, code: str) -> Image.Image | None:

@@ -14,7 +14,7 @@ from PIL import Image
 from .individuals import individual
 from .scenes import SCENES
 
-REPEATED, TWO_SUBJECTS = 0.45, 0.05
+TWO_SUBJECTS = 0.05  # of the square pictures show two things
 MAX_ROTATION = 6  # degrees
 ALONE, TOGETHER = (0.65, 0.95), (0.42, 0.6)  # longer side of a subject, as a share of the picture's
 NAMED = 0.25  # of the wide pictures show a concept of the preset, the others one of the other kinds
@@ -93,12 +93,13 @@ def compose(
     artwork: dict[str, list[Image.Image]],
     side: int,
     rng: np.random.Generator,
+    repeated: float,
     individuals: bool = True,
-    repeated: float = REPEATED,
 ) -> Picture:
-    """One training picture. `artwork`: {concept: drawings}; without `individuals` they are shown as they are.
+    """One training picture, or one of held-out drawings.
 
-    repeated: the share of pictures that show a drawing twice.
+    artwork: {concept: drawings}; without `individuals` they are shown as they are. repeated: the share of pictures that
+    show a drawing twice.
     """
     concepts = list(artwork)
     scene = list(SCENES)[rng.integers(len(SCENES))]

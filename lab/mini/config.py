@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from .compose import REPEATED
-
 SQUARE, WIDE = "", "wide_"  # the shapes of pictures, as the names of their files begin
 
 # caption word -> name in unicode-emoji-json (the name of the concept in the archive)
@@ -57,7 +55,7 @@ class Preset:
     steps: int
     controlnet_steps: int
     batch: int
-    repeated: float = REPEATED
+    repeated: float = 0.45  # share of the square pictures that show a drawing twice
 
     def __post_init__(self) -> None:
         if self.model_channels % 32 or self.model_channels % self.num_head_channels:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from .autoencoder import Autoencoder
 from .checkpoint import write_whole
-from .compose import REPEATED, arrange
+from .compose import arrange
 from .config import Preset
 from .export import SD_SCALE
 from .individuals import individual
@@ -31,15 +31,15 @@ REFERENCE_SIDE = 160  # of the drawing's longer side; the trainer frames it for 
 SHARD, BATCH = 500, 16  # samples
 
 
-def samples(archive: Path, concepts: dict[str, str], side: int, count: int) -> Iterator[dict[str, object]]:
+def samples(archive: Path, preset: Preset, count: int) -> Iterator[dict[str, object]]:
     """Each from its own seed."""
-    artwork = artwork_by_word(archive, concepts, held_out=False)
+    artwork = artwork_by_word(archive, preset.concepts, held_out=False)
     for number in range(count):
         rng = np.random.default_rng([2, number])  # 0 and 1 are the base's own pictures
         word, scene = list(artwork)[rng.integers(len(artwork))], list(SCENES)[rng.integers(len(SCENES))]
         drawing = individual(artwork[word][rng.integers(len(artwork[word]))], rng)
-        copies = 2 if rng.random() < REPEATED else 1
-        picture = arrange([drawing] * copies, [word] * copies, scene, side, rng)
+        copies = 2 if rng.random() < preset.repeated else 1
+        picture = arrange([drawing] * copies, [word] * copies, scene, preset.side, rng)
         yield {
             "__key__": f"{number:06}",
             "picture": picture.pixels,
@@ -57,7 +57,7 @@ def write_shards(folder: Path, work: Path, archive: Path, preset: Preset, count:
     unfinished = folder.with_suffix(".part")
     shutil.rmtree(unfinished, ignore_errors=True)  # another attempt's, perhaps of other settings
     unfinished.mkdir(parents=True)
-    autoencoder, made = load_autoencoder(work, preset), samples(archive, preset.concepts, preset.side, count)
+    autoencoder, made = load_autoencoder(work, preset), samples(archive, preset, count)
     for number in range(ceil(count / SHARD)):
         write = partial(write_shard, made=islice(made, SHARD), autoencoder=autoencoder)
         write_whole(unfinished / f"{number:04}.tar", write)

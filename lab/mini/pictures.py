@@ -49,7 +49,7 @@ def compose_chunk(task: tuple[Path, Preset, str, int, int, bool]) -> tuple[np.nd
         others = other_kinds() if preset.concepts else {}
         pictures = [compose_wide(artwork, others, preset.side, rng) for rng in generators]
     else:
-        pictures = [compose(artwork, preset.side, rng, not held_out, preset.repeated) for rng in generators]
+        pictures = [compose(artwork, preset.side, rng, preset.repeated, not held_out) for rng in generators]
     return np.stack([p.pixels for p in pictures]), np.stack([p.mask for p in pictures]), [p.caption for p in pictures]
 
 

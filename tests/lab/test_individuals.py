@@ -53,8 +53,7 @@ def test_bending_changes_the_outline_and_cuts_nothing_off() -> None:
 def test_repeated_drawings_are_one_individual(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(compose, "pose", lambda image, size, rng: seen.append(image.tobytes()) or image.resize((9, 9)))
-    monkeypatch.setattr(compose, "REPEATED", 1.0)
-    picture = compose.compose({"car": [DRAWING]}, 64, generator())
+    picture = compose.compose({"car": [DRAWING]}, 64, generator(), repeated=1.0)
     assert picture.caption.startswith("two cars, on ")
     assert len(seen) == 2
     assert seen[0] == seen[1]

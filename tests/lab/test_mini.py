@@ -259,10 +259,21 @@ def test_broken_drawings_are_counted_and_left_out(npm: Path, capsys: pytest.Capt
     assert len(artwork.load_artwork(archive)) == len(artwork.DRAWINGS)
     said = capsys.readouterr().out
     left_out = 2 * len(artwork.DRAWINGS)
-    assert said.startswith(f"{left_out} drawings are missing or broken and were left out: broken/noto")
+    assert f"\n{left_out} drawings are missing or broken and were left out: broken/noto" in said
     good = np.asarray(artwork.load_artwork(archive)["good", "noto"])
     centre = [int(x) for x in good[good.shape[0] // 2, good.shape[1] // 2]]
     assert centre == pytest.approx([255, 0, 0, 255], abs=6)
+
+
+def test_a_concept_is_held_out_in_every_drawing_or_in_one_design() -> None:
+    """A set of drawings that joins the recipe later must not show what the hard case keeps from training."""
+    withheld: dict[str, set[str]] = {}
+    for concept, drawing in artwork.load_held_out():
+        withheld.setdefault(concept, set()).add(drawing)
+    whole = [concept for concept, drawings in withheld.items() if drawings == set(artwork.DRAWINGS)]
+    assert len(whole) == 42
+    designs = {frozenset(d) for concept, d in withheld.items() if concept not in whole}
+    assert all(len(design - {"fluent-3d"}) == 1 for design in designs)
 
 
 def test_a_missing_renderer(npm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,7 +334,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_step(
 
 
 def test_the_mini_bases_samples_show_the_very_individual() -> None:
-    for made in samples(ARCHIVE, CPU_CONCEPTS, 128, 12):
+    for made in samples(ARCHIVE, PRESETS["cpu"], 12):
         picture, hint = made["picture"], np.asarray(Image.open(io.BytesIO(made["hint.png"])))  # type: ignore[arg-type]
         reference = np.asarray(Image.open(io.BytesIO(made["reference.webp"])))  # type: ignore[arg-type]
         inside = picture[hint > 250].astype(float).mean(0)  # type: ignore[index]
