@@ -24,7 +24,8 @@ Options = dict[str, Any]
 Patch = Callable[[Tensor, Tensor, Tensor, Options], Tensor]
 """The host's attn1 replacement: (q, k, v, extra_options) -> [B, N, C], all after projection."""
 
-INEXACT = "sage"  # such kernels quantise the keys and would round away the channels that carry log m
+DIFFERENTIABLE = {f"attention_{kind}" for kind in ("pytorch", "basic", "sub_quad", "split", "xformers")}
+EXACT = DIFFERENTIABLE | {"attention_flash"}  # others quantise the keys and would round away the channels of log m
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
@@ -35,10 +36,9 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor
 
 
 def exact_attention(options: Options) -> Attention:
-    """The host's kernel, or torch's where the host's would not carry the weight exactly."""
-    kernel = host.optimized_attention
-    if INEXACT in kernel.__name__:
-        kernel = host.attention_pytorch
+    """The host's kernel, or torch's where the host's is not known to carry the weight exactly."""
+    known = host.optimized_attention.__name__ in EXACT
+    kernel = host.optimized_attention if known else host.attention_pytorch
     return lambda q, k, v, heads: kernel(q, k, v, heads, attn_precision=options["attn_precision"])
 
 

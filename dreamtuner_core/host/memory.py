@@ -30,9 +30,16 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
         needed = size(features)
         reserve = comfy.model_management.minimum_inference_memory()
         for device in dict.fromkeys((self.load_device, self.offload_device)):
-            if comfy.model_management.get_free_memory(device) > needed + reserve:
+            if self._free_memory(device) > needed + reserve:
                 return self.model.put(key, features, device)
         return False
+
+    def _free_memory(self, device: torch.device) -> float:
+        """Of a GPU the newest hosts count, too, what the weights that they stream would make room for."""
+        counted = getattr(super(), "get_free_memory", None)
+        if counted is None or device.type == "cpu":
+            return comfy.model_management.get_free_memory(device)
+        return counted(device)
 
     def model_size(self) -> int:
         return self.model.nbytes()

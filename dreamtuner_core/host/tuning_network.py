@@ -29,14 +29,13 @@ from torch.nn import Parameter
 
 from ..tuning.losses import EPS, V
 from ..tuning.pairs import generator
-from .attention import Options
+from .attention import DIFFERENTIABLE, Options
 from .sampling import KEY
 from .tuning_text import Text
 from .unet import Layer
 
 Wrapper = Callable[[Tensor], Tensor]
 RECOMPUTED = (host.SpatialTransformer, comfy.clip_model.CLIPAttention, comfy.clip_model.CLIPMLP)  # and ResBlock
-DIFFERENTIABLE = {f"attention_{kind}" for kind in ("pytorch", "basic", "sub_quad", "split", "xformers")}
 
 
 def parametrisation(sampling: nn.Module) -> str:
@@ -57,7 +56,7 @@ class Adapters:
     """
 
     def __init__(self, patcher: ModelPatcher, dtype: torch.dtype | None, device: torch.device) -> None:
-        self.patcher, self.device = patcher.clone(), device
+        self.patcher, self.device = resident(patcher).clone(), device
         self.parameters: dict[str, Parameter] = {}
         self.alphas: dict[str, int] = {}
         self.wrappers: dict[str, Wrapper] = {}
@@ -109,6 +108,24 @@ class Adapters:
         """What a LoRA file holds of it."""
         tensors = {name: p.detach().to("cpu", dtype, copy=True) for name, p in self.parameters.items()}
         return tensors | {name: torch.tensor(float(alpha)) for name, alpha in self.alphas.items()}
+
+
+def resident(patcher: ModelPatcher) -> ModelPatcher:
+    """The same network with weights that stay where they are.
+
+    On an NVIDIA GPU the newest hosts stream a network's weights through memory that they take back before the way back
+    needs them, and hang no wrapper on small ones. Then this is a copy of its own, as the host loads it for such ends.
+    Raises ValueError, in one sentence, where the host cannot load it anew.
+    """
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return patcher
+    try:
+        return patcher.clone(disable_dynamic=True)
+    except RuntimeError as error:
+        raise ValueError(
+            "the loader of this model or clip does not tell ComfyUI how to load it anew, which tuning needs beside "
+            "dynamic VRAM; use Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
+        ) from error
 
 
 def _detached(module: nn.Module, adapted: Wrapper | None, part: str, device: torch.device) -> Wrapper:

@@ -134,19 +134,22 @@ class Training:
             self.class_text = self._encode_with_grad(self.texts.tokens)
         return self.class_text
 
+    def _encode(self, tokens: Tokens) -> Text:
+        return self.texts.encode(self.text.patcher.model, tokens)
+
     def _encode_with_grad(self, tokens: Tokens) -> Text:
         # The host's CLIP adds in place to what its layer norms have kept for the way back: states of [1, 77, D]
         kept = torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone() if x.ndim == 3 else x, lambda x: x)
         with kept:
-            return self.texts.encode(tokens)
+            return self._encode(tokens)
 
     @torch.inference_mode()
     def _sample(self) -> Tensor:
         """[3, h, w, 3] in 0..255: the subject twice and the bare class, by the model as it is now."""
         self.load()
         texts = [self.texts.with_word()] * len(SAMPLE_SEEDS) + [self.texts.tokens]
-        positives = [self.texts.encode(tokens).conditioning() for tokens in texts]
-        negative = self.texts.encode(tokenize(self.job.clip, "")).conditioning()
+        positives = [self._encode(tokens).conditioning() for tokens in texts]
+        negative = self._encode(tokenize(self.job.clip, "")).conditioning()
         bare = self.unet.patcher
         shown = bare if self.encoder is None else self.encoder.on(bare)
         models, drawn = [*[shown] * len(SAMPLE_SEEDS), bare], []

@@ -43,14 +43,14 @@ class ClassTexts:
 
     def __init__(self, clip: comfy.sd.CLIP, class_word: str) -> None:
         """Raises ValueError, in one sentence, for no class word, or a CLIP that is not of our families."""
-        self.clip, self.network = clip, clip.cond_stage_model
+        self.clip, network = clip, clip.cond_stage_model
         self.class_word = checked_class_word(class_word)
         self.tokens: Tokens = tokenize(clip, f"a {self.class_word}")
-        encoders = {name: getattr(self.network, f"clip_{name}", None) for name in self.tokens}
+        encoders = {name: getattr(network, f"clip_{name}", None) for name in self.tokens}
         if not encoders or not all(isinstance(encoder, SDClipModel) for encoder in encoders.values()):
             raise ValueError(
                 "expected the CLIP of an SD1.x, SD2.x or SDXL checkpoint, but this one is a "
-                f"{type(self.network).__name__}; link the CLIP that comes with the model."
+                f"{type(network).__name__}; link the CLIP that comes with the model."
             )
         self.encoders: dict[str, SDClipModel] = encoders
         if any(len(chunks) != 1 for chunks in self.tokens.values()):
@@ -74,12 +74,12 @@ class ClassTexts:
             tokens[name] = [[*chunk[:end], (self.words[name], 1.0), *chunk[end:]][: len(chunk)]]
         return tokens
 
-    def encode(self, tokens: Tokens) -> Text:
-        """Through the text encoder as it stands loaded; differentiable in the words and in its adapters."""
-        self.network.reset_clip_options()
+    def encode(self, network: Any, tokens: Tokens) -> Text:
+        """Through the clip's text encoder as it stands loaded; differentiable in the words and in its adapters."""
+        network.reset_clip_options()
         if self.clip.layer_idx is not None:
-            self.network.set_clip_options({"layer": self.clip.layer_idx})
-        return Text(*self.network.encode_token_weights(tokens)[:2])
+            network.set_clip_options({"layer": self.clip.layer_idx})
+        return Text(*network.encode_token_weights(tokens)[:2])
 
 
 def checked_class_word(class_word: str) -> str:

@@ -19,7 +19,9 @@ HEAD_SIZES = {8, 16}  # of the tiny models, where nothing rides beside q and k
 
 
 def attention_sage(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **more: Any) -> Tensor:
-    """Stands for SageAttention: ignores any mask and, where it is given references, rounds the keys very much."""
+    """Stands for SageAttention and other kernels that quantise (the newest hosts' int8): ignores any mask and, where
+    it is given references, rounds the keys very much.
+    """
     if k.shape[1] not in TEXTS | {q.shape[1]} or q.shape[-1] // heads not in HEAD_SIZES:
         k = (k / k.abs().amax() * 4).round() * k.abs().amax() / 4
     return host_attention.attention_pytorch(q, k, v, heads, **more)
@@ -69,8 +71,8 @@ def test_to_the_rounding_of_the_type(kernel: Kernel, backend: list[Tensor | None
 
 
 def test_the_rough_kernel_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By any other name, the rounding kernel above spoils Eq. 3: so the test with it can fail."""
-    attention_sage.__name__, name = "attention_rough", attention_sage.__name__
+    """By an exact kernel's name, the rounding one above spoils Eq. 3: so the test with it can fail."""
+    attention_sage.__name__, name = "attention_flash", attention_sage.__name__
     try:
         monkeypatch.setattr(host_attention, "optimized_attention", attention_sage)
         pictures = by_the_host(CASES["hard mask"], "sd1", torch.float32)

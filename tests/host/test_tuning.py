@@ -14,7 +14,7 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from dreamtuner_pack.dreamtuner_core.host import regular_pictures, tuning_files, tuning_run
+from dreamtuner_pack.dreamtuner_core.host import regular_pictures, tuning_files, tuning_network, tuning_run
 from dreamtuner_pack.dreamtuner_core.host.sampling import KEY
 from dreamtuner_pack.dreamtuner_core.host.tuning import Job
 from dreamtuner_pack.dreamtuner_core.host.tuning_files import checked_name
@@ -25,7 +25,7 @@ from families import text, tiny_model
 from graph import attend, sample
 from graph import subject as random_subject
 from safetensors.torch import load_file
-from tuning_world import SETTINGS, STEPS, World, folders
+from tuning_world import EMBEDDINGS, SETTINGS, STEPS, World, folders, tiny_clip
 
 import nodes
 
@@ -204,6 +204,39 @@ def test_a_kernel_without_a_way_back_is_not_trained_through(world: World, monkey
         if name.endswith("attn1_to_v.lora_up.weight"):
             assert wanted[name].abs().max() > 0
             torch.testing.assert_close(learned[name], wanted[name], atol=1e-3, rtol=0.1)
+
+
+def test_copies_of_the_networks_learn_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the host streams weights a tuning has copies of its own (`resident`), and the given networks rest."""
+
+    def copied(patcher: Any) -> Any:
+        return tiny_model("sd1") if patcher.model is world.model.model else tiny_clip("sd1", EMBEDDINGS).patcher
+
+    world.tune("one")
+    monkeypatch.setattr(tuning_network, "resident", copied)
+    world.tune("two")
+    assert same(world.loras / "one.safetensors", world.loras / "two.safetensors")
+    assert same(world.embeddings / "one.safetensors", world.embeddings / "two.safetensors")
+
+
+def test_streamed_weights_are_copied_or_refused() -> None:
+    class Streamed:
+        def __init__(self, loader: bool) -> None:
+            self.loader = loader
+
+        def is_dynamic(self) -> bool:
+            return True
+
+        def clone(self, disable_dynamic: bool = False) -> str:
+            if disable_dynamic and not self.loader:
+                raise RuntimeError("Cannot create non-dynamic delegate: cached_patcher_init is not initialized.")
+            return "a copy" if disable_dynamic else "streamed"
+
+    given: Any = Streamed(loader=True)
+    assert tuning_network.resident(given) == "a copy"
+    given = Streamed(loader=False)
+    with pytest.raises(ValueError, match=r"use Load Checkpoint, or start ComfyUI with --disable-dynamic-vram\.$"):
+        tuning_network.resident(given)
 
 
 def test_training_works_in_a_lower_precision(world: World) -> None:

@@ -73,7 +73,7 @@ def plain_gradients(world: World, training: Training) -> tuple[float, dict[str, 
     latent, noise = training.tuning.pairs.latents(draw).double(), draw.noise.double()
     sigma = training.tuning.levels[draw.level].double()
     texts = (training.texts.with_word(), training.texts.tokens)
-    context = torch.cat([training.texts.encode(text).cross for text in texts]).detach().double()
+    context = torch.cat([training._encode(text).cross for text in texts]).detach().double()
     unet = tiny_model("sd1", torch.float64).model.diffusion_model.requires_grad_(True)
     applied = world.model.get_attachment(KEY).encoders[0]
     w = {name: x.detach().double() for name, x in applied.encoding.encoder.model.state_dict().items()}
