@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 TIMESTEPS = 1000  # dt and dt' are counted in these, whatever the number of sampling steps
 
@@ -69,6 +68,11 @@ def shift_sigma(sigma: float, timesteps: float, sigmas: Sequence[float]) -> floa
     """
     if timesteps == 0:
         return sigma
-    log_sigmas, positions = np.log(np.asarray(sigmas)), np.arange(len(sigmas))
-    position = np.interp(math.log(sigma), log_sigmas, positions)
-    return float(np.exp(np.interp(position + timesteps * len(sigmas) / TIMESTEPS, positions, log_sigmas)))
+    last, sigma = len(sigmas) - 1, min(max(sigma, sigmas[0]), sigmas[-1])
+    above = min(bisect_right(sigmas, sigma), last)
+    low, high = math.log(sigmas[above - 1]), math.log(sigmas[above])
+    position = above - 1 + (math.log(sigma) - low) / (high - low) + timesteps * len(sigmas) / TIMESTEPS
+    position = min(max(position, 0.0), float(last))
+    below = min(int(position), last - 1)
+    low, high = math.log(sigmas[below]), math.log(sigmas[below + 1])
+    return math.exp(low + (position - below) * (high - low))

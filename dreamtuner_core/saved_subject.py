@@ -82,7 +82,7 @@ class SavedSubject:
     """What a file holds. words: S*, [D] by text encoder. The caption is (cross [1, T, D], pooled [1, P] or None).
 
     tuning: class_word, name, lora_hash and steps of its TunedSubject; None where it was not tuned.
-    encoding: (tokens, without or None) and the name of the encoder's file.
+    encoding: (tokens, without or None), the name of the encoder's file, and what tells its weights from others'.
     """
 
     picture: Tensor
@@ -96,9 +96,12 @@ class SavedSubject:
     words: Mapping[str, Tensor] = field(default_factory=dict)
     encoding: tuple[Tensor, Tensor | None] | None = None
     encoder_name: str = ""
+    encoder_identity: str = ""
 
 
-def saved(subject: Subject, tuned: TunedSubject | None, rights: Rights, caption_text: str) -> SavedSubject:
+def saved(
+    subject: Subject, tuned: TunedSubject | None, rights: Rights, caption_text: str, encoder_identity: str = ""
+) -> SavedSubject:
     """What a file holds of a subject."""
     caption = None
     if subject.caption is not None:
@@ -117,6 +120,7 @@ def saved(subject: Subject, tuned: TunedSubject | None, rights: Rights, caption_
         tuned.words if tuned else {},
         None if encoding is None else (encoding.tokens, encoding.without),
         "" if encoding is None else encoding.encoder.name,
+        encoder_identity,
     )
 
 
@@ -133,6 +137,7 @@ def to_file(content: SavedSubject) -> tuple[dict[str, Tensor], dict[str, str]]:
         "rights": asdict(content.rights),
         "tuning": content.tuning,
         "encoder_name": content.encoder_name,
+        "encoder_identity": content.encoder_identity,
     }
     metadata = {"format": FORMAT, "version": VERSION, "subject": json.dumps(plain, ensure_ascii=False)}
     return {k: x.detach().cpu().contiguous().clone() for k, x in tensors.items() if x is not None}, metadata
@@ -198,10 +203,10 @@ def _built(tensors: dict[str, Tensor], plain: Mapping[str, Any]) -> SavedSubject
             raise ValueError(f"holds a {name} that is not in 0..1")
     rights = {item.name: plain["rights"].get(item.name, "") for item in fields(Rights)}
     noise_seed, caption_text = plain.get("noise_seed"), plain.get("caption_text", "")
-    encoder_name = plain.get("encoder_name", "")
+    encoder = [plain.get(name, "") for name in ("encoder_name", "encoder_identity")]
     if not isinstance(noise_seed, int) or not 0 <= noise_seed < 2**64:
         raise ValueError("holds no noise seed")
-    if not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in (caption_text, encoder_name)):
+    if not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in (caption_text, *encoder)):
         raise ValueError("holds a text that is too long, or none")
     pairs: dict[str, tuple[Tensor, Tensor | None] | None] = {}
     for name in FIRST:
@@ -218,7 +223,7 @@ def _built(tensors: dict[str, Tensor], plain: Mapping[str, Any]) -> SavedSubject
         _tuning(plain.get("tuning")),
         {name.removeprefix("word."): x for name, x in tensors.items() if name.startswith("word.")},
         pairs["encoding"],
-        encoder_name,
+        *encoder,
     )
 
 

@@ -81,13 +81,14 @@ def subject_mask(mask: Tensor, marks: str) -> Tensor:
 
 
 def frame(image: Tensor, mask: Tensor | None, resolution: int) -> tuple[Tensor, Tensor | None]:
-    """Frame the subject so that it is neither cut nor tiny.
+    """Frame the subject so that it is neither cut nor tiny. resolution: rounded to a multiple of 8.
 
     image: [1, H, W, 3]; mask: [1, H, W], 1 = subject. With a mask: the subject on white, in the middle of a square of
     `resolution`, MARGIN free around it. Without: the whole picture at its own aspect, at the area of that square.
     Returns picture [1, H', W', 3] and mask [1, H', W'] or None; H' and W' are multiples of 8.
     """
     pixels = image.movedim(-1, 1)  # [1, 3, H, W]
+    resolution = round(resolution / SIZE_STEP) * SIZE_STEP  # the host's step binds its page alone
     if mask is None:
         scale = resolution / (pixels.shape[2] * pixels.shape[3]) ** 0.5
         size = [max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in pixels.shape[2:]]

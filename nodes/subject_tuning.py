@@ -79,7 +79,7 @@ def _advanced() -> list[io.Input]:
             options=list(METHODS),
             default=DEFAULT.method,
             optional=True,
-            tooltip="lora: small and quick. full: every weight, as in the paper; needs far more memory and disk.",
+            tooltip="lora: small and quick. full: all layers, as in the paper; needs far more memory and disk.",
         ),
         io.Int.Input("rank", default=DEFAULT.rank, min=1, max=256, optional=True, tooltip="Size of the LoRA."),
         io.Float.Input(
@@ -134,7 +134,8 @@ def _advanced() -> list[io.Input]:
             options=list(PRECISIONS),
             default=DEFAULT.precision,
             optional=True,
-            tooltip="What the model computes in; auto is bf16 where the GPU knows it. What is learned is in fp32.",
+            tooltip="What the model computes in; auto is bf16 where the GPU knows it, and fp32 for full. "
+            "What is learned is in fp32.",
         ),
         io.Boolean.Input(
             "gradient_checkpointing",

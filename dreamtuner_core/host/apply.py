@@ -32,7 +32,7 @@ def apply_subject(
     if not 0 <= weight <= 100:  # NaN too
         raise ValueError(f"reference_weight must be between 0 and 100, but is {weight:g}; 2.5 to 3 is usual.")
     _check_range(start, end)
-    _check_fit(model, subject)
+    check_fit(model, subject)
     region = None if region is None else _checked_region(region)
     return with_subject(model, AppliedSubject(subject, weight, start, end, region))
 
@@ -87,8 +87,8 @@ def _check_family(model: ModelPatcher, encoder: LoadedEncoder) -> None:
         )
 
 
-def check_latent(model: ModelPatcher, subject: Subject) -> None:
-    """Raise ValueError, in one sentence, for a model that is no U-Net of ours, or a latent of another family."""
+def check_fit(model: ModelPatcher, subject: Subject) -> None:
+    """Raise ValueError, in one sentence, for a model that is no U-Net of ours, or cannot read this subject."""
     self_attentions(model)
     channels, expected = subject.latent.shape[1], model.model.latent_format.latent_channels
     if subject.latent.ndim != 4 or channels != expected:
@@ -96,11 +96,6 @@ def check_latent(model: ModelPatcher, subject: Subject) -> None:
             f"the subject's latent has {channels} channels, but this model works on {expected}; encode the "
             "subject with the VAE of this model's own checkpoint."
         )
-
-
-def _check_fit(model: ModelPatcher, subject: Subject) -> None:
-    """Raise ValueError, in one sentence, when the model cannot read this subject."""
-    check_latent(model, subject)
     if subject.caption is None:
         return
     width, expected = subject.caption[0][0].shape[-1], context_size(model)

@@ -25,6 +25,7 @@ Patch = Callable[[Tensor, Tensor, Tensor, Options], Tensor]
 """The host's attn1 replacement: (q, k, v, extra_options) -> [B, N, C], all after projection."""
 
 DIFFERENTIABLE = {f"attention_{kind}" for kind in ("pytorch", "basic", "sub_quad", "split", "xformers")}
+TOKENS_AT_ONCE = 1024  # whose distances to all others are held in memory
 EXACT = DIFFERENTIABLE | {"attention_flash"}  # others quantise the keys and would round away the channels of log m
 
 
@@ -66,8 +67,8 @@ class TokenFollower:
         original, self.index = self.original, None
         if original is not None and n.shape != original.shape:
             folded = n.reshape(original.shape[0], -1, n.shape[-1])
-            nearest = torch.cdist(folded.float(), original.float()).argmin(dim=-1)  # [B, T N']
-            self.index = nearest.reshape(n.shape[:2])
+            self.index = torch.stack([_nearest(*row) for row in zip(folded.float(), original.float())])  # [B, T N']
+            self.index = self.index.reshape(n.shape[:2])
         return n, context, value
 
     def follow(self, reference: ReferenceTokens, part: slice) -> ReferenceTokens:
@@ -75,6 +76,11 @@ class TokenFollower:
         if self.index is None or reference.region is None:
             return reference
         return replace(reference, region=reference.region[self.index[part]])
+
+
+def _nearest(tokens: Tensor, among: Tensor) -> Tensor:
+    """[N]: which row of `among` [M, C] is nearest to each of the tokens [N, C]; some at a time, for N x M is large."""
+    return torch.cat([torch.cdist(some, among).argmin(dim=-1) for some in tokens.split(TOKENS_AT_ONCE)])
 
 
 def reading_patch(

@@ -15,7 +15,8 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
     """Stands for a ReferenceBank among the host's loaded models.
 
     Features are kept on the U-Net's device while there is room. When the host asks for memory they go where the host
-    offloads weights to; where that is the same device (no GPU), an unload drops them.
+    offloads weights to; where that is the same device (no GPU), an unload drops them. All that it has to load is
+    loaded: the host never makes room for it.
     """
 
     def __init__(self, bank: ReferenceBank) -> None:
@@ -25,10 +26,12 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
             offload_device=comfy.model_management.unet_offload_device(),
         )
 
-    def keep(self, key: Hashable, features: Features) -> bool:
-        """Put features into the bank on the best device that has room for them. True when kept."""
+    def keep(self, key: Hashable, features: Features, reserve: float) -> bool:
+        """Put features into the bank on the best device that has room for them. True when kept.
+
+        reserve: bytes that are left free.
+        """
         needed = size(features)
-        reserve = comfy.model_management.minimum_inference_memory()
         for device in dict.fromkeys((self.load_device, self.offload_device)):
             if self._free_memory(device) > needed + reserve:
                 return self.model.put(key, features, device)
@@ -42,10 +45,13 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
         return counted(device)
 
     def model_size(self) -> int:
-        return self.model.nbytes()
+        return self.loaded_size()
 
     def loaded_size(self) -> int:
         return self.model.nbytes(self.load_device)
+
+    def current_loaded_device(self) -> torch.device:
+        return self.load_device
 
     def partially_load(
         self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
@@ -67,5 +73,9 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
 
 
 def announce(keepers: list[BankKeeper]) -> None:
-    """Tell the host that these features are in use, so that it knows what it can ask back."""
-    comfy.model_management.load_models_gpu(keepers)
+    """Tell the host of these features, so that it knows what it can ask back.
+
+    After a run: what it loads for one may push out what it was told of before.
+    """
+    if loaded := [keeper for keeper in keepers if keeper.loaded_size()]:
+        comfy.model_management.load_models_gpu(loaded)

@@ -69,7 +69,7 @@ def regular_latents(
 
 def flipped_pair(vae: Any, latent: Tensor, picture: Tensor) -> Tensor:
     """[2, C, h, w]: the latent and that of the flipped picture [1, H, W, 3], on the CPU."""
-    return torch.cat([latent, vae.encode(picture.flip(2)[..., :3])]).float().cpu()
+    return torch.cat([x.float().cpu() for x in (latent, vae.encode(picture.flip(2)[..., :3]))])
 
 
 def draw(

@@ -14,8 +14,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
@@ -95,10 +97,16 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
     if not subjects and not encoders:
         return executor(*args, **kwargs)
 
-    shape = _bind(executor, args, kwargs).arguments["noise"].shape
-    run = Run(guider, replace(settings, subjects=subjects, encoders=encoders), shape[-2:])
+    if guider.model_patcher.get_additional_models_with_key("multigpu"):
+        raise ValueError(
+            "DreamTuner: expected a model on one GPU, but this one is split over several; take the MultiGPU node out."
+        )
+    run = Run(
+        guider,
+        replace(settings, subjects=subjects, encoders=encoders),
+        _bind(executor, args, kwargs).arguments["noise"].shape,
+    )
     tell_rights_of_run(a.subject for a in (*subjects, *encoders))
-    announce([a.subject.keeper for a in subjects if a.subject.keeper is not None])
     options = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(options)
     transformer_options = guider.model_options["transformer_options"]
@@ -109,6 +117,7 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
         return executor(*args, **kwargs)
     finally:
         guider.model_options = options
+        announce([a.subject.keeper for a in subjects if a.subject.keeper is not None])
 
 
 @dataclass(frozen=True)
@@ -128,12 +137,18 @@ class Reading:
 
 
 class Run:
-    """The state of one sampling run."""
+    """The state of one sampling run. shape: of its noise, [B, C, ..., h, w]."""
 
-    def __init__(self, guider: Any, settings: Settings, latent_size: Sequence[int]) -> None:
+    def __init__(self, guider: Any, settings: Settings, shape: Sequence[int]) -> None:
         self.guider = guider
         self.settings = settings
-        self.latent_size = tuple(latent_size)
+        self.latent_size = tuple(shape[-2:])
+        both_sides = [2 * shape[0], *shape[1:]]
+        # as the host reckons before it takes both sides into one batch; what is kept must not undo that
+        self.reserve = max(
+            1.5 * guider.model_patcher.model.memory_required(both_sides),
+            comfy.model_management.minimum_inference_memory(),
+        )
         self.layers = list(self_attentions(guider.model_patcher))
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self.sigmas = model_sampling.sigmas.tolist()
@@ -255,7 +270,7 @@ class Run:
                     ReferenceTokens(
                         *features[i, reading.shift][layer][:2],
                         self.settings.subjects[i].weight * features[i, reading.shift][layer].mask,
-                        self.region(i, grid, reading.area),
+                        self.region(i, grid, reading.area, timesteps.device),
                     )
                     for i in active
                 ]
@@ -296,11 +311,11 @@ class Run:
             told = self.conditions[i]
             found = reference_features(patcher.model, subject, told, self.layers, level, timestep, encoders)
             if subject.keeper is not None:
-                subject.keeper.keep(key, found)
+                subject.keeper.keep(key, found, self.reserve)
         self.newest = {k: kept for k, kept in self.newest.items() if k[1].timestep == key.timestep} | {(i, key): found}
         return found
 
-    def region(self, i: int, grid: Grid, area: Area) -> Tensor | None:
+    def region(self, i: int, grid: Grid, area: Area, device: torch.device) -> Tensor | None:
         """[N]: how much of this subject each token of a layer's grid may see."""
         region = self.settings.subjects[i].region
         if region is None:
@@ -310,7 +325,7 @@ class Run:
             if area is not None:
                 height, width, top, left = area
                 seen = seen[:, top : top + height, left : left + width]
-            self.regions[i, grid, area] = to_grid(seen, *grid)
+            self.regions[i, grid, area] = to_grid(seen, *grid).to(device)
         return self.regions[i, grid, area]
 
 

@@ -43,7 +43,8 @@ def save_subject(
         subject = replace(subject, encoding=tuned.subject.encoding)
     if rights == NO_RIGHTS and isinstance(subject, OwnedSubject):
         rights = subject.rights
-    tensors, metadata = to_file(saved(subject, tuned, rights, caption_text))
+    encoder = "" if subject.encoding is None else _identity(subject.encoding.encoder)
+    tensors, metadata = to_file(saved(subject, tuned, rights, caption_text, encoder))
     folder = SUBJECTS.folders()[0]
     for number in range(1, NUMBERED):
         path = folder / f"{name if number == 1 else f'{name}_{number:05}'}{SUFFIX}"
@@ -64,7 +65,7 @@ def load_subject(name: str, encoder: LoadedEncoder | None = None) -> tuple[Owned
     """The subject in that file, of the very effect that it had, and what was learned of it.
 
     encoder: the subject encoder that the file's tokens are of; without it the subject has none. Raises ValueError for
-    a file that is no whole subject, or an encoder of another name.
+    a file that is no whole subject, or another encoder.
     """
     content, bank = from_file(SUBJECTS.path(name)), ReferenceBank()
     caption = content.caption and [[content.caption[0], {"pooled_output": content.caption[1]}]]
@@ -99,7 +100,19 @@ def _encoding(content: SavedSubject, encoder: LoadedEncoder | None) -> SubjectEn
             f"the subject was encoded with '{content.encoder_name[:80]}', but the linked subject_encoder is "
             f"'{encoder.name}'; link the one that it was encoded with, or none."
         )
+    if content.encoder_identity not in ("", _identity(encoder)):
+        raise ValueError(
+            f"'{encoder.name}' is not the file any more that the subject was encoded with; put that one back, encode "
+            "the picture anew, or link none."
+        )
     return SubjectEncoding(encoder, *content.encoding)
+
+
+def _identity(encoder: LoadedEncoder) -> str:
+    """Of its weights: a file's name may come to be another's."""
+    from . import identity  # which is above this module
+
+    return identity.of_network(encoder.model)
 
 
 def _look_for_lora(tuned: TunedSubject) -> None:

@@ -20,13 +20,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..saved_subject import OwnedSubject
 from ..subject import Subject
 from ..tuned_subject import TunedSubject
 from ..tuning.config import TuningConfig, milestones
 from ..tuning.pairs import Pairs
 from ..tuning.report import report
 from . import identity
-from .apply import check_latent
+from .apply import check_fit
 from .regular_pictures import flipped_pair, regular_latents
 from .tuning_encoder import applied_encoder, with_tuned_encoder
 from .tuning_files import SETTINGS, TuningFiles, checked_name, file_hash, read, settings_of
@@ -34,6 +35,7 @@ from .tuning_network import parametrisation
 from .tuning_progress import Progress
 from .tuning_run import SAMPLE_SEEDS, Training, embedding_key, samples_of
 from .tuning_text import ClassTexts, tokenize
+from .unet import context_size
 
 
 class Tuned(NamedTuple):
@@ -62,13 +64,14 @@ def tune_subject(
     """
     job = Job(model, clip, vae, subject, class_word, name, config, node_id)
     finished, begun = (settings_of(path).get("steps", 0) for path in (job.files.lora, job.files.state))
+    if finished == config.steps and job.files_exist():
+        return job.result()
     if max(finished, begun) > config.steps:
         raise ValueError(
             f"'{job.files.name}' has learned {max(finished, begun)} steps already, and {config.steps} are asked for; "
             f"take another name, or set steps to {max(finished, begun)} or more."
         )
-    if finished < config.steps or not job.files_exist():
-        job.train()
+    job.train()
     return job.result()
 
 
@@ -89,9 +92,14 @@ class Job:
         _check_fit(model, clip, vae, subject)
         self.model, self.clip, self.vae, self.subject = model, clip, vae, subject
         self.files, self.texts = TuningFiles(checked_name(name)), ClassTexts(clip, class_word)
+        if self.texts.width != (expected := context_size(model)):
+            raise ValueError(
+                f"the clip makes text of width {self.texts.width}, but this model reads {expected}; link the CLIP of "
+                "the model's own checkpoint."
+            )
         self.encoder = applied_encoder(model, subject) if config.encoder_resblocks else None
         self.device = model.load_device
-        self.config = replace(config, precision=_precision(config.precision, self.device))
+        self.config = replace(config, precision=_precision(config, self.device))
         self.parametrisation = parametrisation(model.get_model_object("model_sampling"))
         self.progress = Progress(node_id, self.config)
         self.key = self._key()
@@ -121,6 +129,7 @@ class Job:
                         self.progress.say(where)
                     raise
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            comfy.model_management.unload_all_models()  # as the host does where it is told of this error itself
             raise ValueError(self._out_of_memory()) from error
         encoder = "" if self.encoder is None else f", subject_encoders/{self.files.encoder.name}"
         self.progress.say(f"done: loras/{self.files.lora.name}, embeddings/{self.files.embedding.name}{encoder}")
@@ -194,6 +203,8 @@ class Job:
     def settings(self, **more: Any) -> dict[str, str]:
         """Metadata of a file of this tuning."""
         settings = {"key": self.key, "class_word": self.texts.class_word, **more, "config": asdict(self.config)}
+        if isinstance(self.subject, OwnedSubject):
+            settings["rights"] = asdict(self.subject.rights)  # they bind whoever has the file
         return {SETTINGS: json.dumps(settings, ensure_ascii=False)}
 
     def files_exist(self) -> bool:
@@ -214,7 +225,7 @@ class Job:
         shown = {min(samples, key=lambda step: abs(step - milestone)) for milestone in asked}
         title = f"{self.files.name}: a {self.texts.class_word}, {self.config.steps} steps, {self.config.method}"
         columns = [f"a {self.texts.class_word} {self.files.name}"] * len(SAMPLE_SEEDS) + [f"a {self.texts.class_word}"]
-        losses = state["losses"].tolist() if "losses" in state else []
+        losses = state["losses"].tolist()[: self.config.steps] if "losses" in state else []
         return Tuned(
             model,
             clip,
@@ -231,16 +242,18 @@ class Job:
 
 
 def _check_fit(model: ModelPatcher, clip: Any, vae: Any, subject: Subject) -> None:
-    check_latent(model, subject)
+    check_fit(model, subject)
     for what, thing, needed in (("clip", clip, "patcher"), ("vae", vae, "first_stage_model")):
         if getattr(thing, needed, None) is None:
             raise ValueError(f"expected the {what} of the model's own checkpoint, but got {type(thing).__name__}.")
 
 
-def _precision(wanted: str, device: torch.device) -> str:
-    if wanted != "auto":
-        return wanted
-    return "bf16" if device.type != "cpu" and comfy.model_management.should_use_bf16(device) else "fp32"
+def _precision(config: TuningConfig, device: torch.device) -> str:
+    if config.precision != "auto":
+        return config.precision
+    if config.method == "full" or device.type == "cpu":  # a full tuning's steps are too small for bf16 to show
+        return "fp32"
+    return "bf16" if comfy.model_management.should_use_bf16(device) else "fp32"
 
 
 def _same_text(caption: Any, other: Any) -> bool:

@@ -144,13 +144,14 @@ class TuningFiles:
     def state(self) -> Path:
         return own_folder() / "tuning" / self.name / "state.safetensors"
 
-    def check(self, key: str, with_encoder: bool = False) -> None:
+    def check(self, key: str, with_encoder: bool = False, with_state: bool = True) -> None:
         """Raise ValueError where the folders cannot be written, or a file of the name is of something else.
 
-        key: of this tuning's settings. A file of the same settings is one to go on with. with_encoder: whether a
-        subject encoder is written too.
+        key: of this tuning's settings. A file of the same settings is one to go on with. with_encoder, with_state:
+        whether a subject encoder and the state are written too.
         """
-        for path in (self.lora, self.embedding, self.state, *([self.encoder] if with_encoder else [])):
+        more = [*([self.encoder] if with_encoder else []), *([self.state] if with_state else [])]
+        for path in (self.lora, self.embedding, *more):
             check_writable(path.parent)
             if path.exists() and settings_of(path).get("key") != key:
                 raise ValueError(

@@ -268,13 +268,16 @@ def recomputed(network: nn.Module) -> Iterator[None]:
 
         return run
 
+    before = [block.__dict__.get("forward") for block in blocks]  # another pack's, where there is one
     try:
         for block in blocks:
             block.forward = twice(block.forward)
         yield
     finally:
-        for block in blocks:
+        for block, own in zip(blocks, before, strict=True):
             block.__dict__.pop("forward", None)
+            if own is not None:
+                block.forward = own
 
 
 def predict(

@@ -206,7 +206,7 @@ class Training:
         with suppress(ValueError), torch.inference_mode(False):
             if self.saved_at != step:
                 self._save_state()
-            early.check(self.job.key, with_encoder=self.encoder is not None)
+            early.check(self.job.key, with_encoder=self.encoder is not None, with_state=False)
             self._save_result(early)
             usable = f"loras/{early.lora.name}, embedding:{early.name}"
             usable += "" if self.encoder is None else f", subject_encoders/{early.encoder.name}"

@@ -59,12 +59,19 @@ class ClassTexts:
         self.words = {name: found.mean(0).clone() for name, found in rows.items()}
         self.scales = {name: float(found.square().mean().sqrt()) / CLIP_SCALE for name, found in rows.items()}
 
+    @property
+    def width(self) -> int:
+        """Of the encoded text: the text encoders' widths side by side."""
+        return sum(self._table(name).shape[1] for name in self.encoders)
+
+    def _table(self, name: str) -> Tensor:
+        return self.encoders[name].transformer.get_input_embeddings().weight
+
     def _rows(self, name: str) -> Tensor:
         """[n, D]: the embeddings of the class word's tokens, on the CPU."""
-        table = self.encoders[name].transformer.get_input_embeddings().weight
         ids = tokenize(self.clip, self.class_word)[name][0]
         end = _end(ids, self.encoders[name])
-        return table[torch.tensor([token for token, _ in ids[1:end]])].float().cpu()
+        return self._table(name)[torch.tensor([token for token, _ in ids[1:end]])].float().cpu()
 
     def with_word(self) -> Tokens:
         """Tokens of "a <class> S*": just what the host makes of "a <class> embedding:<name>"."""

@@ -67,9 +67,11 @@ class Pretraining:
                 self.accelerator.backward(loss.mean() / len(parts))
                 losses.append(loss.detach())
         taken, places = self._gathered(torch.cat([part.places for part in parts]), torch.cat(losses))
-        if not math.isfinite(taken.loss):
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), LARGEST_GRADIENT)
+        if not (math.isfinite(taken.loss) and math.isfinite(norm)):
             raise ValueError(
-                f"the loss is no number any more (step {self.step + 1}); lower learning_rate, or set precision to fp32."
+                f"the loss or its gradient is no number any more (step {self.step + 1}); lower learning_rate, or set "
+                "precision to fp32."
             )
         self.whole = False
         self._update()
@@ -85,7 +87,6 @@ class Pretraining:
         return taken, every[:, :3].long()
 
     def _update(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), LARGEST_GRADIENT)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
         self.optimizer.step()

@@ -36,33 +36,39 @@ def run(training: Pretraining) -> Path:
     config, folder = training.config, Path(training.config.folder)
     if found := checkpoint.checkpoints(folder):
         training.load_state(checkpoint.load(found[-1], config))
-    first = training.accelerator.is_main_process
+    first, began = training.accelerator.is_main_process, training.step
     report = Report(training) if first else None
     again = training.base.recomputed() if config.gradient_checkpointing else nullcontext()
     with _ending_after_a_step(training), again:
         while training.step < config.steps:
-            taken = _step(training, folder)
+            taken = _step(training, folder, began)
             if report:
                 report.after(taken)
             if training.step % config.save_every == 0 or training.step == config.steps or taken.stop:
                 if first:
                     keep(training)
                 training.accelerator.wait_for_everyone()
+            if report and not taken.stop:
+                report.sheet()
             if taken.stop and training.step < config.steps:
                 raise Unfinished(f"Stopped after step {training.step} of {config.steps}. {_resume(folder)}")
     return folder / ENCODER
 
 
-def _step(training: Pretraining, folder: Path) -> Taken:
-    """One step; where another process or a reader is gone, what this one has is kept."""
+def _step(training: Pretraining, folder: Path, began: int) -> Taken:
+    """One step; where another process or a reader is gone, what this one has is kept.
+
+    began: the step that this run began at. What fails there fails the next time too.
+    """
     try:
         return training.advance()
     except RuntimeError as error:  # torch's, of a broken connection, a killed reader, a full device
+        said = " ".join(str(error).split())[:200]
+        if training.step == began:
+            raise ValueError(f"the first step failed ({said}); mend that, and start again.") from error
         if training.accelerator.is_main_process and training.whole and training.step:
             keep(training)
-        raise Unfinished(
-            f"Something was lost in step {training.step + 1} ({' '.join(str(error).split())[:200]}). {_resume(folder)}"
-        ) from error
+        raise Unfinished(f"Something was lost in step {training.step + 1} ({said}). {_resume(folder)}") from error
 
 
 def _resume(folder: Path) -> str:
@@ -112,13 +118,21 @@ class Report:
     def after(self, taken: Taken) -> None:
         """Note a step."""
         self.losses.append(taken.loss)
-        step, every = self.training.step, self.config.sheet_every
+        step = self.training.step
         if step % self.config.log_every == 0 or step == self.config.steps or taken.stop:
             self._line(taken)
-        if every and (step % every == 0 or step == self.config.steps):
-            began = time.monotonic()
+
+    def sheet(self) -> None:
+        """Draw a sheet where one is due. One that fails is told, and costs nothing of the training."""
+        step, every = self.training.step, self.config.sheet_every
+        if not every or (step % every and step != self.config.steps):
+            return
+        began = time.monotonic()
+        try:
             self._sheet()
-            self.began += time.monotonic() - began
+        except (RuntimeError, OSError) as error:  # a full device, a full disk
+            self._print(f"no sheet of step {step} ({' '.join(str(error).split())[:200]})")
+        self.began += time.monotonic() - began
 
     def _line(self, taken: Taken) -> None:
         seconds, step = time.monotonic() - self.began, self.training.step

@@ -74,12 +74,12 @@ class Tuning:
             loss = self.loss(part)
             (loss / self.config.accumulation).backward()
             total += float(loss.detach()) / self.config.accumulation
-        if not math.isfinite(total):
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), LARGEST_GRADIENT)
+        if not (math.isfinite(total) and math.isfinite(norm)):
             raise ValueError(
-                f"the loss is no number any more (step {self.step + 1}); lower the learning rates, or set precision "
-                "to fp32."
+                f"the loss or its gradient is no number any more (step {self.step + 1}); lower the learning rates, or "
+                "set precision to fp32."
             )
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), LARGEST_GRADIENT)
         self.optimizer.step()
         self.losses.append(total)
         return total

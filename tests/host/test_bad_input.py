@@ -10,11 +10,11 @@ import comfy.ops
 import pytest
 import torch
 from comfy.ldm.cascade.stage_c import StageC
-from comfy.ldm.flux.model import Flux
+from comfy.ldm.flux.model import Flux, FluxParams
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from families import COMMON, SHAPES, text
-from graph import attend, guide, hard_mask, shared_model, subject
+from graph import attend, guide, hard_mask, sample, shared_model, subject
 from test_encode import encode, mask, picture, vae
 
 NAN = torch.tensor([[[math.nan]]])
@@ -31,7 +31,8 @@ def stranger(name: str, network: torch.nn.Module) -> ModelPatcher:
 def flux() -> ModelPatcher:
     sizes = {"in_channels": 4, "out_channels": 4, "vec_in_dim": 8, "context_in_dim": 8, "hidden_size": 24}
     depth = {"mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 4, 4]}
-    rest = {"theta": 10, "patch_size": 2, "qkv_bias": True, "guidance_embed": False, "dtype": torch.float32}
+    newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__annotations__ else {}
+    rest = newer | {"theta": 10, "patch_size": 2, "qkv_bias": True, "guidance_embed": False, "dtype": torch.float32}
     return stranger("Flux", Flux(**sizes, **depth, **rest, device=CPU, operations=comfy.ops.disable_weight_init))
 
 
@@ -162,3 +163,11 @@ def test_no_two_nodes_or_causes_share_a_sentence() -> None:
     """But for several ways to give the same wrong thing."""
     sentences = {sentence for _, _, sentence in CASES.values()}
     assert len(sentences) >= 0.7 * len(CASES)
+
+
+def test_a_model_on_several_gpus_is_refused() -> None:
+    """By the newest hosts' MultiGPU nodes, which call the U-Nets from threads of their own."""
+    model = attend(shared_model("sd1"), subject())
+    model.set_additional_models("multigpu", [shared_model("sd1").clone()])
+    with pytest.raises(ValueError, match=r"^DreamTuner: expected a model on one GPU.*take the MultiGPU node out\.$"):
+        sample(model, text("sd1", 1), text("sd1", 2))

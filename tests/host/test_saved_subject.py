@@ -18,6 +18,7 @@ from dreamtuner_pack.nodes.saved_subject import LoadSubject, SaveSubject
 from families import text
 from graph import attend, hard_mask, sample, shared_model, subject
 from safetensors.torch import load_file, save_file
+from torch import nn
 from tuning_world import folders
 
 RIGHTS = Rights("Ada Lovelace", "one poster, no adverts", "2030-12-31")
@@ -62,10 +63,11 @@ def test_what_was_learned_comes_back(base: Path) -> None:
 @dataclass
 class Named:
     name: str
+    model: nn.Module
 
 
 def test_the_encoders_tokens_come_back_with_their_encoder(base: Path) -> None:
-    tokens, encoder = torch.randn(1, 5, 48), Named("mine.safetensors")
+    tokens, encoder = torch.randn(1, 5, 48), Named("mine.safetensors", nn.Linear(2, 2))
     of = replace(subject(), encoding=SubjectEncoding(encoder, tokens, None))  # type: ignore[arg-type]
     save_subject(of, "pot")
     assert load_subject("pot.safetensors")[0].encoding is None
@@ -73,7 +75,9 @@ def test_the_encoders_tokens_come_back_with_their_encoder(base: Path) -> None:
     assert encoding is not None
     assert torch.equal(encoding.tokens, tokens)
     with pytest.raises(ValueError, match=r"mine\.safetensors.*other"):
-        load_subject("pot.safetensors", Named("other"))  # type: ignore[arg-type]
+        load_subject("pot.safetensors", Named("other", encoder.model))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'mine\.safetensors' is not the file any more"):
+        load_subject("pot.safetensors", Named(encoder.name, nn.Linear(2, 2)))  # type: ignore[arg-type]
 
 
 def test_a_taken_name_gets_a_number_and_the_same_subject_is_one_file(base: Path) -> None:

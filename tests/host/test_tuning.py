@@ -14,11 +14,12 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from dreamtuner_pack.dreamtuner_core.host import regular_pictures, tuning_files, tuning_network, tuning_run
+from dreamtuner_pack.dreamtuner_core.host import regular_pictures, tuning, tuning_files, tuning_network, tuning_run
 from dreamtuner_pack.dreamtuner_core.host.sampling import KEY
 from dreamtuner_pack.dreamtuner_core.host.tuning import Job
 from dreamtuner_pack.dreamtuner_core.host.tuning_files import checked_name
 from dreamtuner_pack.dreamtuner_core.host.tuning_run import Training
+from dreamtuner_pack.dreamtuner_core.saved_subject import OwnedSubject, Rights
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig
 from dreamtuner_pack.dreamtuner_core.tuning.loop import Tuning
 from families import text, tiny_model
@@ -237,6 +238,26 @@ def test_streamed_weights_are_copied_or_refused() -> None:
     given = Streamed(loader=False)
     with pytest.raises(ValueError, match=r"use Load Checkpoint, or start ComfyUI with --disable-dynamic-vram\.$"):
         tuning_network.resident(given)
+
+
+def test_auto_is_what_the_method_can_learn_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: True)
+    found = {
+        (method, kind): tuning._precision(TuningConfig(method=method), torch.device(kind))
+        for method in ("lora", "full")
+        for kind in ("cuda", "cpu")
+    }
+    assert {how for how, precision in found.items() if precision == "bf16"} == {("lora", "cuda")}
+
+
+def test_another_packs_own_forward_outlives_checkpointing(world: World) -> None:
+    network = world.model.model.diffusion_model
+    block = next(m for m in network.modules() if type(m).__name__ == "ResBlock")
+    own = block.forward = block.forward
+    with tuning_network.recomputed(network):
+        assert block.forward is not own
+    assert block.forward is own
+    del block.forward
 
 
 def test_training_works_in_a_lower_precision(world: World) -> None:
@@ -470,6 +491,16 @@ def test_more_steps_go_on_and_end_as_if_asked_for_at_once(world: World) -> None:
         world.tune("grown", steps=3)
 
 
+def test_a_finished_tuning_stays_so_when_going_on_was_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = world.tune(steps=1)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Stop):
+            world.tune(steps=3)
+    again = world.tune(steps=1)
+    assert again.subject.lora_hash == wanted.subject.lora_hash
+
+
 def test_a_finished_full_tuning_is_small_on_disk_and_not_gone_on_with(world: World) -> None:
     world.tune(steps=1, method="full")
     assert not [n for n in tensors(world.own / "tuning" / "rex" / "state.safetensors") if n.startswith("optimizer")]
@@ -647,6 +678,21 @@ def test_what_fits_not_is_refused(world: World) -> None:
         world.tune()
 
 
+@pytest.mark.parametrize(("family", "clip"), [("sd1", "sdxl"), ("sdxl", "sd1")])
+def test_another_familys_clip_is_refused(tmp_path: Path, family: str, clip: str) -> None:
+    with folders(tmp_path):
+        world = World(tmp_path, family)
+        world.clip = World(tmp_path, clip).clip
+        with pytest.raises(ValueError, match=r"the clip makes text of width \d+, but this model reads \d+; link"):
+            world.tune()
+
+
+def test_another_familys_caption_is_refused(world: World) -> None:
+    world.subject = random_subject("sdxl")
+    with pytest.raises(ValueError, match="the subject's caption has"):
+        world.tune()
+
+
 def test_settings_are_in_the_files(world: World) -> None:
     world.tune(steps=1)
     found = tuning_files.settings_of(world.loras / "rex.safetensors")
@@ -654,6 +700,15 @@ def test_settings_are_in_the_files(world: World) -> None:
     assert found["steps"] == 1
     assert json.dumps(found)
     assert tuning_files.settings_of(world.embeddings / "rex.safetensors")["key"] == found["key"]
+    assert "rights" not in found
+
+
+def test_the_owners_word_is_in_the_files(world: World) -> None:
+    owned = OwnedSubject(**vars(world.subject), name="rex", rights=Rights("Ada Lovelace", "posters", "2030-12-31"))
+    world.subject = owned
+    world.tune(steps=1)
+    for folder in (world.loras, world.embeddings):
+        assert tuning_files.settings_of(folder / "rex.safetensors")["rights"] == vars(owned.rights)
 
 
 def test_embedding_keys_are_the_hosts() -> None:

@@ -170,6 +170,28 @@ def test_a_signal_ends_it_after_the_step(shards: list[str], tmp_path: Path) -> N
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_what_fails_in_the_first_step_is_not_to_be_tried_again(shards: list[str], tmp_path: Path) -> None:
+    small = training(small_config(shards, tmp_path, steps=STEPS))
+    small.base.predict = lambda *told: torch.ones(2, 3) @ torch.ones(2, 3)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"^the first step failed \(.*shapes cannot be multiplied.*\); mend that"):
+        run(small)
+
+
+def test_a_sheet_that_fails_costs_nothing(
+    shards: list[str], unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    told = {"shards": shards, "folder": str(tmp_path), "steps": STEPS, "save_every": 2, "sheet_every": 2}
+    small = training(small_config(**told))
+    small.base.sheet = full  # type: ignore[method-assign]
+    run(small)
+    assert "no sheet of step 2 (CUDA out of memory. Tried to allocate 2 GiB)" in capsys.readouterr().out
+    assert int(last(tmp_path)["step"]) == STEPS
+    assert not list(tmp_path.glob("sheet_*"))
+
+
 def test_only_res_blocks_and_attention_learn(shards: list[str], tmp_path: Path) -> None:
     small = training(small_config(shards, tmp_path, steps=STEPS))
     base: SmallBase = small.base  # type: ignore[assignment]

@@ -66,6 +66,13 @@ def test_the_subject_is_neither_cut_nor_tiny_and_stands_on_white(
         assert (mask[0, :, -1] == 0).all()
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_size_that_only_the_page_forbids_is_rounded(masked: bool) -> None:
+    image, mask = picture_of(64, 64, (10, 50, 10, 50))
+    framed, _ = frame(image, mask if masked else None, 517)
+    assert framed.shape == (1, 520, 520, 3)
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 300), (301, 97), (1, 500), (500, 1), (1, 1), (7, 2000)])
 def test_without_a_mask_the_whole_picture_keeps_its_aspect(height: int, width: int) -> None:
     image = torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(0))

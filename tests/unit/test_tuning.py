@@ -243,6 +243,18 @@ def test_a_loss_that_is_no_number_stops_before_anything_is_learned() -> None:
     assert all(torch.equal(x, before[name]) for name, x in tuning.state().items())
 
 
+def test_a_gradient_that_is_no_number_stops_before_anything_is_learned() -> None:
+    """The loss may be finite still: a square root's slope at nothing is not."""
+    tuning = linear_tuning(TuningConfig(), pairs())
+    predict = tuning.predict
+    tuning.predict = lambda *told: (said := predict(*told)) + (said * 0).sqrt()
+    before = tuning.state()
+    with pytest.raises(ValueError, match=r"its gradient is no number.*learning rates"):
+        tuning.advance()
+    assert tuning.step == 0
+    assert all(torch.equal(x, before[name]) for name, x in tuning.state().items())
+
+
 def test_an_exception_within_a_step_leaves_the_state() -> None:
     """An interrupt comes from inside the network, also half way through accumulation."""
     tuning = linear_tuning(TuningConfig(accumulation=2), pairs())
