@@ -27,7 +27,7 @@ class ReferenceGuidance(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     tooltip="How far a step toward the subject goes: 1 is what looking at it gives, more is further. "
-                    "On the test model, from 2 on the text was lost and nothing won.",
+                    "On the test model, more than 2 lost the text and won nothing.",
                 ),
                 io.Float.Input(
                     "reference_probability",

@@ -46,7 +46,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m lab measure", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the few rows that tell most, on fewer subjects")
     parser.add_argument("--subjects", type=int, help="held-out drawings of known concepts (10; with --quick 6)")
-    parser.add_argument("--hard", type=int, help="drawings of unknown concepts (5; with --quick none)")
+    parser.add_argument("--hard", type=int, help="drawings of concepts that no training showed (10; with --quick none)")
     parser.add_argument("--scenes", nargs="+", help="what the text asks for (grass, a night sky, snow)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
@@ -77,7 +77,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
             print(row.name, *(f"  {e.measure} {e.relation} than in {e.than}" for e in row.expects), sep="\n")
         return
     usual = options.subjects if options.subjects is not None else 6 if options.quick else 10
-    hard = options.hard if options.hard is not None else 0 if options.quick else 5
+    hard = options.hard if options.hard is not None else 0 if options.quick else 10
     default = Settings()
     settings = Settings(
         usual, hard, tuple(options.scenes or default.scenes), options.seed, Sampling(steps=options.steps)

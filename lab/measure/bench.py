@@ -46,7 +46,7 @@ class Settings:
     """What a table is made of. usual, hard: how many subjects of each case."""
 
     usual: int = 10
-    hard: int = 5
+    hard: int = 10
     scenes: tuple[str, ...] = ("grass", "a night sky", "snow")
     seed: int = 1
     sampling: Sampling = field(default_factory=Sampling)
@@ -103,9 +103,12 @@ class Bench:
     # --- rows ----------------------------------------------------------------------------------------------------
 
     def key(self, row: Row, case: str) -> str:
-        """Everything that a row's figures depend on: weights, code, settings."""
+        """Everything that a row's figures depend on: host, weights, code, settings."""
+        import comfyui_version
+
         return _digest(
-            VERSION, self.studio.weights, self.eye.key, _code(), asdict(self.settings.sampling), self.settings.scenes,
+            VERSION, comfyui_version.__version__, _code(), self.studio.weights, self.eye.key,
+            asdict(self.settings.sampling), self.settings.scenes,
             self.settings.seed, case, [str(look) for look in self.looks[case]], row.make, row.denoise, row.true,
             self.others.key if self.others else "",
         )  # fmt: skip
@@ -219,6 +222,8 @@ def _digest(*parts: object) -> str:
 
 
 def _code() -> str:
-    """The pack's own files: figures of other code are other figures."""
+    """The pack's own files, and the lab's that draw and judge: figures of other code are other figures."""
+    told = {"__init__", "judge", "report", "statistics", "table", "verdicts"}  # of what is drawn, they only tell
     files = sorted((ROOT / "dreamtuner_core").rglob("*.py"))
+    files += sorted(path for path in (ROOT / "lab" / "measure").glob("*.py") if path.stem not in told)
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]

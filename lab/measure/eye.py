@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from lab.host import HOME, say
 from lab.measure.subjects import Look, Placed, placed, random_pictures, training_looks
 from lab.mini.artwork import ARCHIVE
-from lab.mini.checkpoint import write_whole
+from lab.mini.checkpoint import save_tensors
 from lab.mini.scenes import SCENES
 
 KEPT = HOME / "measure"
@@ -121,7 +121,7 @@ class Eye:
                 self._seen[name] = Sight(**load_file(path))
             else:
                 self._seen[name] = self.see(self.leaves(as_floats(placed(look, scene, self.side, seed).pixels)[None]))
-                save({f.name: getattr(self._seen[name], f.name) for f in fields(Sight)}, path)
+                save_tensors(path, {f.name: getattr(self._seen[name], f.name) for f in fields(Sight)})
         return self._seen[name]
 
     def views(self, look: Look, scene: str, seeds: Sequence[int]) -> Sight:
@@ -198,7 +198,7 @@ class Eye:
             "labeller": linear_reader(torch.cat(spots), torch.cat(spot_labels), 1 + len(SCENE_NAMES)),
             "patch_mean": patch_sum / count,
         }
-        save(readers, path)
+        save_tensors(path, readers)
 
 
 def _softened(pictures: Tensor) -> Tensor:
@@ -242,8 +242,3 @@ def _key(*parts: object) -> str:
     for part in parts:
         digest.update(part if isinstance(part, bytes) else repr(part).encode())
     return digest.hexdigest()[:16]
-
-
-def save(tensors: dict[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda part: save_file({name: x.contiguous() for name, x in tensors.items()}, part))

@@ -42,9 +42,9 @@ def reading_only(model: Any, core: Any, blocks: Sequence[str]) -> Any:
 class ReferenceOnly:
     """Reference-only as others do it: a second pass whose self-attention inputs are appended; no mask, no log weight.
 
-    The noised reference goes through the U-Net with the picture's own text; the inputs of its self-attentions, all of
-    them, are appended to the picture's own for keys and values, for wanted and unwanted rows alike. The noise is drawn
-    anew at each step, from a generator of the run's own.
+    The noised reference goes through the U-Net with each picture's own prompt; the inputs of its self-attentions, all
+    of them, are appended to the picture's own for keys and values, for wanted and unwanted rows alike. The noise is
+    drawn anew at each step, from a generator of the run's own.
     """
 
     def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
@@ -58,7 +58,7 @@ class ReferenceOnly:
             if state["writing"]:
                 kept[layer] = n
                 return n, context, value
-            both = torch.cat([n, kept[layer].expand(n.shape[0], -1, -1)], dim=1)
+            both = torch.cat([n, kept[layer].repeat(len(n) // len(kept[layer]), 1, 1)], dim=1)
             return n, both, both
 
         def two_passes(apply_model: Any, call: dict[str, Any]) -> Tensor:
@@ -66,10 +66,13 @@ class ReferenceOnly:
             clean = model.model.process_latent_in(latent)
             noise = torch.randn(clean.shape, generator=noises)
             noisy = model.model.model_sampling.noise_scaling(sigma[:1], noise, clean)
-            one_row = {k: v[:1] if isinstance(v, Tensor) else v for k, v in told.items()}
+            sides = call["cond_or_uncond"]
+            pictures = len(x) // len(sides)
+            wanted = slice(sides.index(0) * pictures, (sides.index(0) + 1) * pictures)
+            prompted = {k: v[wanted] if isinstance(v, Tensor) else v for k, v in told.items()}
             state["writing"] = True
             try:
-                apply_model(noisy, sigma[:1], **one_row)
+                apply_model(noisy.expand(pictures, -1, -1, -1), sigma[wanted], **prompted)
             finally:
                 state["writing"] = False
             return apply_model(x, sigma, **told)

@@ -18,16 +18,16 @@ from lab.measure.subjects import HARD, USUAL
 from lab.measure.verdicts import ABSENT, Lift, lift, verdicts
 
 HARD_NOTE = (
-    "Hard case: concepts that the ten-concept base has no word for (each of their tokens is its one unknown token), so "
-    "the text can ask for the scene alone, and no judge names the concept."
+    "Hard case: concepts that no picture of any training showed, in any drawing. What the base makes of their words is "
+    "chance, so the text can ask for the scene alone, and no judge names the concept."
 )
 HOW_TO_READ = (
     "identity, patches, colour, edges, detail: 0 is another concept, 1 the same drawing placed anew, both on true "
     "pictures. concept, scene: share of pictures in which the judge names what was asked; prompt: their mean. bleed: "
     "share of the background that looks like the reference's own. leak: 1 where the subject stands exactly where it "
     "stood in the reference, 0 where it stands no nearer to that than by chance. variety: 1 where a subject's pictures "
-    "place it as differently as true ones by chance, 0 where always in one place. Intervals: 95 %, bootstrap over "
-    "drawings. Frechet: distance on EfficientNet-Lite0 features, 16 principal axes, to true pictures; no FID."
+    "place it as differently as true ones by chance, 0 where always in one place. Intervals: 95 %, Student's t over "
+    "the drawings' means. Frechet: distance on EfficientNet-Lite0 features, 16 axes, to true pictures; no FID."
 )
 STYLE = (
     ":root{color-scheme:light dark}body{font:15px/1.45 sans-serif;max-width:1400px;margin:2em auto;padding:0 1em}"

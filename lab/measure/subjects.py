@@ -12,7 +12,7 @@ from PIL import Image
 
 from lab.mini.artwork import ARCHIVE, load_artwork, load_held_out
 from lab.mini.compose import paint_scene, place, pose
-from lab.mini.config import CPU_CONCEPTS
+from lab.mini.config import CPU_CONCEPTS, UNSEEN_CONCEPTS
 from lab.mini.individuals import turn_hue
 from lab.mini.scenes import SCENES
 
@@ -73,13 +73,8 @@ def held_out_looks() -> list[Look]:
 
 
 def unknown_looks() -> list[Look]:
-    """The hard case: one drawing of each concept of the archive that the ten-concept base has no word for."""
-    held_out = load_held_out()
-    chosen: dict[str, Look] = {}
-    for key in sorted(artwork(), key=lambda key: (key not in held_out, key[1] != "twemoji")):
-        if key[0] not in WORDS:
-            chosen.setdefault(key[0], Look(*key))
-    return sorted(chosen.values())
+    """The hard case: one drawing of each concept of the archive that is held out in every drawing."""
+    return [Look(*key) for key in sorted(artwork()) if key[0] in UNSEEN_CONCEPTS and key[1] == "twemoji"]
 
 
 def subjects(case: str, count: int) -> list[Look]:

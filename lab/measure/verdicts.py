@@ -35,7 +35,12 @@ def difference(a: Sequence[Cell], b: Sequence[Cell], measure: str) -> Interval:
 
 
 def judged(stated: Expect, found: Interval) -> str:
-    """A statement holds where the whole interval agrees with it, and fails where none of it does."""
+    """A statement holds where the whole interval agrees with it, and fails where none of it does.
+
+    Where all drawings say the very same, nothing tells what others would say: that is within the noise.
+    """
+    if found.low == found.high:
+        return NOISE
     if stated.relation in (MORE, LESS):
         sign = 1 if stated.relation == MORE else -1
         low, high = sorted((sign * found.low, sign * found.high))

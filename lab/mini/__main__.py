@@ -1,16 +1,20 @@
-"""`python3 -m lab.mini <stage>`: make the mini base, stage by stage. Every stage resumes where it stopped."""
+"""`python3 -m lab mini STAGE`: make the mini base, stage by stage. Every stage resumes where it stopped."""
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from .artwork import ARCHIVE, build_archive
-from .config import CPU_CONCEPTS, PRESETS, UNSEEN_CONCEPTS, Preset
+from .checkpoint import require, same_options
+from .config import CPU_CONCEPTS, ONCE_SHOWN, PRESETS, UNSEEN_CONCEPTS, Preset
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = Path(__file__).parent / "weights" / "mini_base.safetensors"
@@ -49,25 +53,29 @@ def write_vocabulary(args: argparse.Namespace, preset: Preset) -> None:
 def compose_data(args: argparse.Namespace, preset: Preset) -> None:
     """Archive of drawings and composed pictures."""
     from .artwork import KINDS, KINDS_SIDE, list_other_kinds
-    from .pictures import compose_all
+    from .pictures import compose_all, composed
 
     if not args.archive.exists():
         drawn = (*preset.concepts.values(), *UNSEEN_CONCEPTS) if preset.concepts else None
         build_archive(args.archive, args.npm, drawn)
     if preset.concepts and not KINDS.exists():
-        others = list_other_kinds(args.npm, {*CPU_CONCEPTS.values(), *UNSEEN_CONCEPTS})
+        others = list_other_kinds(args.npm, {*CPU_CONCEPTS.values(), *ONCE_SHOWN})
         build_archive(KINDS, args.npm, others, KINDS_SIDE)
     for shape in preset.counts:
-        if not (args.folder / f"{shape}pictures.npy").exists():
+        if not composed(args.folder, shape):
             compose_all(args.folder, args.archive, preset, shape)
 
 
-def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> None:
+def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> bool:
+    """Whether it is trained to the end."""
     from .train_autoencoder import held_out_psnr, load_autoencoder, train_autoencoder
 
-    train_autoencoder(args.folder, preset, args.device)
+    if not train_autoencoder(args.folder, preset, args.device, args.until):
+        print("the autoencoder is not trained to the end: the same command goes on")
+        return False
     psnr = held_out_psnr(load_autoencoder(args.folder, preset), args.archive, preset)
     print(f"autoencoder: {psnr:.2f} dB on pictures of held-out drawings")
+    return True
 
 
 def encode_latents(args: argparse.Namespace, preset: Preset) -> None:
@@ -83,10 +91,11 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
 
     if not (args.folder / "latents.pt").exists():
         compose_data(args, preset)
-        train_autoencoder_stage(args, preset)
+        if not train_autoencoder_stage(args, preset):
+            return
         encode_latents(args, preset)
     kind = train_unet.MiniBase
-    train_unet.train(args.folder, preset, args.device, args.workers, kind, preset.steps, args.minutes)
+    train_unet.train(args.folder, preset, args.device, args.workers, kind, preset.steps, args.until)
 
 
 def train_controlnet(args: argparse.Namespace, preset: Preset) -> None:
@@ -94,7 +103,7 @@ def train_controlnet(args: argparse.Namespace, preset: Preset) -> None:
     from . import controlnet, train_unet
 
     kind = controlnet.LayoutControl
-    train_unet.train(args.folder, preset, args.device, args.workers, kind, preset.controlnet_steps, args.minutes)
+    train_unet.train(args.folder, preset, args.device, args.workers, kind, preset.controlnet_steps, args.until)
 
 
 def export_weights(args: argparse.Namespace, preset: Preset) -> None:
@@ -107,6 +116,7 @@ def export_weights(args: argparse.Namespace, preset: Preset) -> None:
 def make_sheet(args: argparse.Namespace, preset: Preset) -> None:
     from .sheet import import_host, paint_sheet
 
+    require(args.weights, "export")
     import_host(args.host)
     paint_sheet(
         args.weights,
@@ -128,6 +138,7 @@ def judge_weights(args: argparse.Namespace, preset: Preset) -> None:
     """How often a classifier names what the text asked for, in pictures that the exported checkpoint draws."""
     from lab.measure import one_thread
 
+    require(args.weights, "export")
     one_thread()
     from lab.measure.judge import judge_base
 
@@ -138,7 +149,7 @@ def judge_weights(args: argparse.Namespace, preset: Preset) -> None:
         raise SystemExit(f"The judge stopped: {error}") from error
 
 
-STAGES = {
+STAGES: dict[str, Callable[[argparse.Namespace, Preset], object]] = {
     "vocabulary": write_vocabulary,
     "data": compose_data,
     "autoencoder": train_autoencoder_stage,
@@ -150,6 +161,7 @@ STAGES = {
     "sheet": make_sheet,
     "judge": judge_weights,
 }
+ON_DATA = ("data", "autoencoder", "latents", "train", "controlnet")  # these make or use the composed pictures
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -165,7 +177,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the exported checkpoint")
     parser.add_argument("--steps", type=int, help="U-Net steps in all; may change when a run resumes")
-    parser.add_argument("--minutes", type=float, help="stop U-Net or ControlNet after so many, to go on later")
+    parser.add_argument("--minutes", type=float, help="stop training after so many, to go on later")
     parser.add_argument("--autoencoder-steps", type=int)
     parser.add_argument("--controlnet-steps", type=int)
     parser.add_argument("--pictures", type=int, help="how many square pictures are composed")
@@ -187,9 +199,27 @@ def main(argv: list[str]) -> int:
     preset = dataclasses.replace(PRESETS[args.preset], **chosen)
     args.folder = args.folder or ROOT / ".lab" / "mini" / args.preset
     args.archive = args.archive or (ARCHIVE if preset.concepts else ROOT / ".lab" / "mini" / "artwork_full.zip")
-    args.folder.mkdir(parents=True, exist_ok=True)
-    STAGES[args.stage](args, preset)
+    if args.minutes is not None and args.workers > 1:
+        raise SystemExit(f"--minutes is for one worker, but --workers is {args.workers}: leave one of the two out.")
+    args.until = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        if args.stage in ON_DATA:
+            check_options(args, preset)
+        STAGES[args.stage](args, preset)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"The `{args.stage}` stage needs {error.name}, which is not installed: install it.") from error
+    except OSError as error:
+        raise SystemExit(f"The `{args.stage}` stage stopped: {error}.") from error
     return 0
+
+
+def check_options(args: argparse.Namespace, preset: Preset) -> None:
+    """The composed pictures are as these options say, which would otherwise be ignored where pictures are there."""
+    options = {"preset": args.preset, "repeated": preset.repeated}
+    options |= {"pictures": preset.pictures, "wide-pictures": preset.wide_pictures}
+    made = any((args.folder / name).exists() for name in ("pictures.npy", "latents.pt"))
+    same_options(args.folder / "data.json", options, made)
 
 
 if __name__ == "__main__":

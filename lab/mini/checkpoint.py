@@ -1,20 +1,21 @@
-"""Checkpoints of a running training: written whole or not at all, resumed exactly."""
+"""What the stages leave for one another: written whole or not at all, resumed exactly, refused in one sentence.
 
-import os
+Everything here raises SystemExit with that sentence.
+"""
+
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 NOT_A_CHECKPOINT = (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` to a temporary file beside `path`, then rename, so that a stopped one leaves the last good file.
-
-    Raises SystemExit, in one sentence, where the disk is full or the folder cannot be written.
-    """
+    """`write` to a temporary file beside `path`, then rename, so that a stopped one leaves the last good file."""
     partial = path.with_suffix(".part")
     try:
         write(partial)
@@ -26,31 +27,41 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def reserve(path: Path, size: int) -> None:
-    """An empty file of `size` bytes: a full disk is told now, and not by a crash in the midst of a mapped file."""
-    try:
-        with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise SystemExit(
-            f"Cannot write {path} ({size / 2**20:.0f} MiB): {error}. Make room, or give --folder."
-        ) from error
-
-
 def save_checkpoint(path: Path, state: dict) -> None:
     write_whole(path, lambda partial: torch.save(state, partial))
 
 
-def load_checkpoint(path: Path) -> dict | None:
-    """The state saved at `path`, or None where nothing has been saved yet."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, with its folder; as bytes, since its own writer has errors of a kind of their own."""
+    from safetensors.torch import save  # not needed on a machine that only trains
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = save({name: x.contiguous() for name, x in tensors.items()}, metadata)
+    write_whole(path, lambda partial: partial.write_bytes(data))
+
+
+def require(path: Path, stage: str) -> None:
+    """Refuse to go on where there is nothing at `path`, which that stage makes."""
     if not path.exists():
-        return None
+        raise SystemExit(f"There is no {path} yet: run the `{stage}` stage first.")
+
+
+def read_checkpoint(path: Path, stage: str, *keys: str, mmap: bool = False) -> dict:
+    """What that stage saved at `path`, with these keys at least."""
+    require(path, stage)
+    remedy = f"remove it, and the `{stage}` stage makes it anew"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except NOT_A_CHECKPOINT as error:
-        raise SystemExit(f"{path} cannot be read ({type(error).__name__}): remove it to train from nothing.") from error
+        raise SystemExit(f"{path} cannot be read ({type(error).__name__}): {remedy}.") from error
+    if not isinstance(saved, dict) or not saved.keys() >= set(keys):
+        raise SystemExit(f"{path} is something else than the `{stage}` stage saves ({', '.join(keys)}): {remedy}.")
+    return saved
+
+
+def load_checkpoint(path: Path, stage: str, *keys: str) -> dict | None:
+    """The same, or None where nothing has been saved yet."""
+    return read_checkpoint(path, stage, *keys) if path.exists() else None
 
 
 def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
@@ -62,3 +73,19 @@ def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
             f"{path} holds another model than this preset's (other shapes or keys). "
             "Give another --folder, or remove it to train from nothing."
         ) from error
+
+
+def same_options(path: Path, options: dict[str, object], made: bool) -> None:
+    """Keep at `path` the options that data is made with, or refuse others once it is `made`.
+
+    Without that file, as older folders are, data is taken as it is.
+    """
+    if not made:
+        write_whole(path, lambda partial: partial.write_text(json.dumps(options)))
+    elif path.exists():
+        kept = json.loads(path.read_text())
+        if other := [name for name, value in options.items() if kept.get(name, value) != value]:
+            was, now = (", ".join(f"--{name} {told[name]}" for name in other) for told in (kept, options))
+            raise SystemExit(
+                f"The data in {path.parent} was made with {was}, not {now}: ask for that, or give --folder."
+            )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint, load_weights
+from .checkpoint import load_weights, read_checkpoint
 from .config import Preset
 from .train_unet import MiniBase, v_loss
 from .unet import FirstConv, UNet, encode, timestep_embedding
@@ -62,15 +62,13 @@ def width_after(block: Any) -> int:
 class LayoutControl(nn.Module):
     """The frozen mini base and the ControlNet on it, as train_unet.train_worker trains it."""
 
-    FILE, LEARNING_RATE = "controlnet.pt", 5e-4
+    STAGE, FILE, LEARNING_RATE = "controlnet", "controlnet.pt", 5e-4
 
     def __init__(self, preset: Preset, folder: Path, vocabulary_rows: int):
         super().__init__()
-        saved = load_checkpoint(folder / MiniBase.FILE)
-        if saved is None:
-            raise SystemExit(f"There is no trained U-Net in {folder} yet: run the `train` stage first.")
+        trained = folder / MiniBase.FILE
         self.base = MiniBase(preset, folder, vocabulary_rows)
-        load_weights(self.base, saved["average"], folder / MiniBase.FILE)
+        load_weights(self.base, read_checkpoint(trained, MiniBase.STAGE, "average")["average"], trained)
         self.base.requires_grad_(False)
         self.learns = ControlNet(self.base.unet).requires_grad_(True)  # a copy of frozen weights is frozen too
 

@@ -1,18 +1,23 @@
 #!/bin/bash
 # The full preset on a lent GPU machine that has torch and no network, in calls of at most ten minutes each.
 #
-#   bash lab/mini/gpu.sh MINUTES STEPS    what is missing, then the U-Net (MINUTES of it; STEPS in all)
+#   bash lab/mini/gpu.sh MINUTES [STEPS]    what is missing, then the U-Net, to STEPS in all (the preset's own)
 #
-# The drawings come along as .lab/mini/artwork_full.zip (python3 -m lab.mini data --preset full makes it where npm is).
-# Work files stay on the machine between calls. What comes back in $OUT: the log and the base so far, in parts of
-# 15 MB; `cat base.part.* > lab/mini/weights/mini_base.safetensors` joins them.
+# MINUTES, 8 of a call's ten, bound the autoencoder and the U-Net together; pictures and latents are made whole or not
+# at all. The same call again goes on, for as long as the machine stays: it is given back 30 seconds after a call ends,
+# with all work files, and the next one starts from nothing.
+# The drawings travel with the working tree as .lab/mini/artwork_full.zip, an ignored file that has to be named, and
+# that has to fit beside the tracked files in what may travel (64 MiB in all). Where npm is, `python3 -m lab mini data
+# --preset full --pictures 1 --wide-pictures 1 --folder /tmp/few` makes it.
+# What comes back in $OUT: the log, and the base so far in parts of 15 MB; `cat base.part.* > FILE.safetensors` joins
+# them. They are the averaged weights in fp16, to paint with: no training can go on from them.
 set -euo pipefail
-minutes=$1 steps=$2
+minutes=${1:?how many MINUTES} steps=${2:+--steps $2}
 preset=${PRESET:-full} work=${WORK:-/tmp/mini_full} out=${OUT:?where results go}
-options=(--preset "$preset" --folder "$work" --archive "${ARCHIVE:-.lab/mini/artwork_full.zip}" --steps "$steps")
+options=(--preset "$preset" --folder "$work" --archive "${ARCHIVE:-.lab/mini/artwork_full.zip}" $steps)
 export PYTHONUNBUFFERED=1
 {
     python3 -m lab.mini train "${options[@]}" --minutes "$minutes"
-    python3 -m lab.mini export "${options[@]}" --weights "$work/mini_base.safetensors"
+    [ ! -e "$work/unet.pt" ] || python3 -m lab.mini export "${options[@]}" --weights "$work/mini_base.safetensors"
 } 2>&1 | tee "$out/train.log"
-split -b 15M -d "$work/mini_base.safetensors" "$out/base.part."
+[ ! -e "$work/mini_base.safetensors" ] || split -b 15M -d "$work/mini_base.safetensors" "$out/base.part."

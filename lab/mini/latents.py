@@ -5,7 +5,6 @@
 and `token_ids` (the CLIP id of each row but the first).
 """
 
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from .checkpoint import save_checkpoint
 from .config import Preset
-from .pictures import open_pictures
+from .pictures import open_pictures, read_captions
 from .text import load_vocabulary
 from .train_autoencoder import load_autoencoder
 
@@ -41,9 +40,7 @@ def encode_chunk(task: tuple[Path, Preset, torch.device, str, int, int]) -> Tens
 
 def encode_all(folder: Path, preset: Preset, device: torch.device) -> None:
     """Encode the first pictures of each shape in `folder`, as many as the preset says, into `latents.pt`."""
-    texts = {}
-    for shape, count in preset.counts.items():
-        texts[shape] = json.loads((folder / f"{shape}captions.json").read_text())[:count]
+    texts = {shape: read_captions(folder, shape)[:count] for shape, count in preset.counts.items()}
     every = [caption for captions in texts.values() for caption in captions]
     vocabulary, unique = load_vocabulary(every), sorted(set(every))
     number = {caption: i for i, caption in enumerate(unique)}

@@ -4,32 +4,36 @@ uint8, and `captions.json`; and the same of twice the width: `wide_pictures.npy`
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .artwork import KINDS, load_artwork, load_held_out
-from .checkpoint import reserve, write_whole
+from .checkpoint import require, write_whole
 from .compose import compose, compose_wide
 from .config import SQUARE, WIDE, Preset
 
 CHUNK = 500
-
-
-@cache
-def other_kinds() -> dict[str, list[Image.Image]]:
-    """{emoji name: its training drawings} of the kinds that wide pictures alone show."""
-    return artwork_by_word(KINDS, None, held_out=False)
+ARRAYS, CAPTIONS = ("silhouettes.npy", "pictures.npy"), "captions.json"
 
 
 def artwork_by_word(archive: Path, concepts: dict[str, str] | None, held_out: bool) -> dict[str, list[Image.Image]]:
-    """{caption word: its drawings}, either all but the held-out ones or only those."""
+    """{caption word: its drawings}, either all but the held-out ones or only those; the same objects at every call."""
+    return _artwork(archive, tuple(concepts.items()) if concepts else None, held_out)
+
+
+@cache  # a worker composes many chunks, and to decode the full preset's drawings takes as long as a chunk
+def _artwork(
+    archive: Path, concepts: tuple[tuple[str, str], ...] | None, held_out: bool
+) -> dict[str, list[Image.Image]]:
     withheld, drawings = load_held_out(), {}
     loaded = load_artwork(archive)
-    words = {name: word for word, name in concepts.items()} if concepts else {name: name for name, _ in loaded}
+    words = {name: word for word, name in concepts} if concepts else {name: name for name, _ in loaded}
     for (name, drawing), image in loaded.items():
         if name in words and ((name, drawing) in withheld) == held_out:
             drawings.setdefault(words[name], []).append(image)
@@ -46,7 +50,7 @@ def compose_chunk(task: tuple[Path, Preset, str, int, int, bool]) -> tuple[np.nd
     stream = 3 if shape == WIDE else int(held_out)  # 2 is the subject encoder's
     generators = [np.random.default_rng([stream, start + i]) for i in range(count)]
     if shape == WIDE:
-        others = other_kinds() if preset.concepts else {}
+        others = artwork_by_word(KINDS, None, held_out=False) if preset.concepts else {}
         pictures = [compose_wide(artwork, others, preset.side, rng) for rng in generators]
     else:
         pictures = [compose(artwork, preset.side, rng, preset.repeated, not held_out) for rng in generators]
@@ -55,31 +59,67 @@ def compose_chunk(task: tuple[Path, Preset, str, int, int, bool]) -> tuple[np.nd
 
 def compose_all(folder: Path, archive: Path, preset: Preset, shape: str) -> None:
     """Compose the preset's training pictures of one shape into `folder`."""
-    partial, captions = [folder / f"{shape}{name}.part.npy" for name in ("silhouettes", "pictures")], []
+    partial, captions = [folder / f"{shape}{name}".replace(".npy", ".part.npy") for name in ARRAYS], []
     count, side, width = preset.counts[shape], preset.side, preset.side * (2 if shape == WIDE else 1)
-    for path, channels in zip(partial, (1, 3)):
-        reserve(path, count * side * width * channels)
-    silhouettes = np.lib.format.open_memmap(partial[0], "w+", np.uint8, (count, side, width))
-    pictures = np.lib.format.open_memmap(partial[1], "w+", np.uint8, (count, side, width, 3))
     tasks = [(archive, preset, shape, start, min(CHUNK, count - start), False) for start in range(0, count, CHUNK)]
-    with ProcessPoolExecutor(os.cpu_count()) as workers:
-        for pixels, masks, words in workers.map(compose_chunk, tasks):
-            part = slice(len(captions), len(captions) + len(words))
-            pictures[part], silhouettes[part] = pixels, masks
-            captions += words
-            print(f"composed {len(captions)} of {count} {shape.replace('_', ' ')}pictures", flush=True)
-    pictures.flush()
-    silhouettes.flush()
-    write_whole(folder / f"{shape}captions.json", lambda part: part.write_text(json.dumps(captions)))
-    for path in partial:  # the pictures last: where they are, all is
-        path.rename(path.with_name(path.name.replace(".part", "")))
+    try:
+        silhouettes = reserved(partial[0], (count, side, width))
+        pictures = reserved(partial[1], (count, side, width, 3))
+        with ProcessPoolExecutor(os.cpu_count()) as workers:
+            for pixels, masks, words in workers.map(compose_chunk, tasks):
+                part = slice(len(captions), len(captions) + len(words))
+                pictures[part], silhouettes[part] = pixels, masks
+                captions += words
+                print(f"composed {len(captions)} of {count} {shape.replace('_', ' ')}pictures", flush=True)
+        pictures.flush()
+        silhouettes.flush()
+        write_whole(folder / f"{shape}{CAPTIONS}", lambda part: part.write_text(json.dumps(captions)))
+        for path in partial:  # the pictures last: where they are, all is
+            path.rename(path.with_name(path.name.replace(".part", "")))
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+
+
+def reserved(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new memory-mapped uint8 array whose room is taken now: a disk that is full later would be a bus error.
+
+    Raises SystemExit, in one sentence, where there is no such room.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        size = np.prod(shape) / 2**20
+        raise SystemExit(f"Cannot write {path} ({size:.0f} MiB): {error}. Make room, or give --folder.") from error
+    return array
+
+
+def composed(folder: Path, shape: str) -> bool:
+    return all((folder / f"{shape}{name}").exists() for name in (*ARRAYS, CAPTIONS))
+
+
+def read(folder: Path, name: str, how: Callable[[Path], Any]) -> Any:
+    """A file of the `data` stage. Raises SystemExit, in one sentence, where it is missing or broken."""
+    path = folder / name
+    require(path, "data")
+    try:
+        return how(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise SystemExit(f"{path} cannot be read ({error}): remove it, and the `data` stage makes it anew.") from error
 
 
 def open_pictures(folder: Path, shape: str = SQUARE) -> np.ndarray:
     """Memory-mapped [N, side, width, 3] uint8."""
-    return np.load(folder / f"{shape}pictures.npy", mmap_mode="r")
+    return read(folder, f"{shape}pictures.npy", lambda path: np.load(path, mmap_mode="r"))
 
 
 def open_silhouettes(folder: Path, shape: str = SQUARE) -> np.ndarray:
     """Memory-mapped [N, side, width] uint8, 255 where a subject is."""
-    return np.load(folder / f"{shape}silhouettes.npy", mmap_mode="c")  # "r" would make PyTorch warn
+    return read(folder, f"{shape}silhouettes.npy", lambda path: np.load(path, mmap_mode="c"))  # "r": PyTorch would warn
+
+
+def read_captions(folder: Path, shape: str = SQUARE) -> list[str]:
+    return read(folder, f"{shape}{CAPTIONS}", lambda path: json.loads(path.read_text()))

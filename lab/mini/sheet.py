@@ -16,7 +16,10 @@ STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "dpmpp_2m", "karras"
 
 def import_host(host: Path) -> None:
     """Make `comfy` importable from a ComfyUI tree, on the CPU, and register the mini family."""
-    inside.import_host(host)
+    try:
+        inside.import_host(host)
+    except RuntimeError as error:  # says which tree it looked for
+        raise SystemExit(str(error)) from error
     importlib.import_module("lab.mini_family")
 
 

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .autoencoder import Autoencoder
-from .checkpoint import load_checkpoint, load_weights, save_checkpoint
+from .checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint
 from .config import SQUARE, Preset
 from .muon import Muon, split_parameters
 from .pictures import compose_chunk, open_pictures
 
+FILE = "autoencoder.pt"
+SAVED = ("autoencoder", "model", "optimisers", "generator", "step")  # the stage, and what it saves
 LEARNING_RATE, WARMUP, DECAY_FROM = 2e-3, 30, 0.5  # the rate falls linearly to zero over the last half of the steps
 OUTER_LAYERS = ("taesd_encoder.0.", "taesd_encoder.14.", "taesd_decoder.1.", "taesd_decoder.19.")
 LATENT_NOISE = 0.1  # added to the latents while training: the decoder must bear the U-Net's small errors
@@ -51,14 +53,17 @@ def learning_rate(step: int, steps: int) -> float:
     return LEARNING_RATE * min(1, (step + 1) / WARMUP, (1 - step / steps) / (1 - DECAY_FROM))
 
 
-def train_autoencoder(folder: Path, preset: Preset, device: torch.device) -> None:
-    """Train to `preset.autoencoder_steps`, resuming from `folder/autoencoder.pt`."""
-    path, pictures = folder / "autoencoder.pt", open_pictures(folder)
+def train_autoencoder(folder: Path, preset: Preset, device: torch.device, until: float = math.inf) -> bool:
+    """Train to `preset.autoencoder_steps`, resuming from `folder/autoencoder.pt`; whether it came so far.
+
+    until: a time.monotonic() after which it stops and saves.
+    """
+    path, pictures = folder / FILE, open_pictures(folder)
     torch.manual_seed(0)
     model = Autoencoder(preset.widths)
     generator, start = torch.Generator().manual_seed(1), 0
     optimiser_states = None
-    if (saved := load_checkpoint(path)) is not None:
+    if (saved := load_checkpoint(path, *SAVED)) is not None:
         load_weights(model, saved["model"], path)
         generator.set_state(saved["generator"])
         optimiser_states, start = saved["optimisers"], saved["step"]
@@ -93,7 +98,8 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device) -> Non
                 f"psnr {-10 * math.log10(error):.2f} std {latents.float().std().item():.3f} {speed:.0f} crops/s",
                 flush=True,
             )
-        if done % SAVE_EVERY == 0 or done == preset.autoencoder_steps:
+        stopped = time.monotonic() > until
+        if done % SAVE_EVERY == 0 or done == preset.autoencoder_steps or stopped:
             save_checkpoint(
                 path,
                 {
@@ -103,14 +109,14 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device) -> Non
                     "step": done,
                 },
             )
+        if stopped:
+            return done == preset.autoencoder_steps
+    return True
 
 
 def load_autoencoder(folder: Path, preset: Preset) -> Autoencoder:
-    path = folder / "autoencoder.pt"
-    if (saved := load_checkpoint(path)) is None:
-        raise SystemExit(f"There is no autoencoder at {path} yet: run the `autoencoder` stage first.")
-    model = Autoencoder(preset.widths)
-    load_weights(model, saved["model"], path)
+    path, model = folder / FILE, Autoencoder(preset.widths)
+    load_weights(model, read_checkpoint(path, *SAVED)["model"], path)
     return model.eval()
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from lab import inside
 
+from .checkpoint import require, same_options
 from .config import Preset
 from .encoder_data import write_shards
 from .sheet import import_host
@@ -28,20 +29,26 @@ def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
 
     As one of several processes (torchrun -m lab.mini encoder) it expects shards and tower to be there.
     """
+    control = None if args.without_layout else args.weights.with_name("mini_control.safetensors")
+    for needed in filter(None, (args.weights, control)):  # at once, and not after minutes of the tower
+        require(needed, "export")
     import_host(args.host)
     inside.import_pack()
     shards, tower = args.folder / "encoder_shards", args.folder / "tower.safetensors"
+    options = {"preset": args.preset, "samples": args.samples, "repeated": preset.repeated}
+    same_options(args.folder / "shards.json", options, made=shards.is_dir())
     if not shards.is_dir():
         write_shards(shards, args.folder, args.archive, preset, args.samples)
     if not tower.is_file():
         train_tower(tower, args.archive, pack)
     files = {
         "checkpoint": args.weights,
-        "controlnet": "" if args.without_layout else args.weights.with_name("mini_control.safetensors"),
+        "controlnet": control,
         "tower": tower,
         "folder": args.folder / ("encoder_without_layout" if args.without_layout else "encoder"),
     }
     changed: dict[str, object] = {name: str(path.absolute()) if path else "" for name, path in files.items()}
+    changed["side"] = preset.side
     changed["shards"] = sorted(str(path.absolute()) for path in shards.glob("*.tar"))
     if args.encoder_steps:
         changed["steps"] = args.encoder_steps

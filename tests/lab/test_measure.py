@@ -25,7 +25,8 @@ from lab.measure.studio import REFERENCE_SCENE, REFERENCE_SEED, REFERENCE_SIDE, 
 from lab.measure.subjects import HARD, USUAL, WORDS, Look, held_out_looks, placed, subjects, unknown_looks
 from lab.measure.table import chosen, table
 from lab.measure.verdicts import FAILS, HOLDS, NOISE, judged
-from lab.mini.artwork import load_held_out
+from lab.mini.artwork import DRAWINGS, KINDS, load_artwork, load_held_out
+from lab.mini.config import UNSEEN_CONCEPTS
 
 SIDE, SCENE = 128, "grass"
 BUTTERFLY, OTHER_BUTTERFLY = Look("butterfly", "fluent-3d"), Look("butterfly", "noto")
@@ -147,7 +148,14 @@ def test_interval_is_over_groups() -> None:
     assert interval([3.0] * 8, range(8)) == Interval(3.0, 3.0, 3.0)
     assert math.isnan(interval([1.0, 2.0], ["one", "one"]).low)
     uneven = interval([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"])
-    assert (uneven.mean, uneven.low, uneven.high) == (2.0, 1.0, 5.0)
+    assert (uneven.mean, uneven.high) == pytest.approx((3.0, 3.0 + 12.7062 * 2))  # Student's t of one degree of freedom
+
+
+def test_intervals_over_few_drawings_are_as_sure_as_they_say() -> None:
+    rng = np.random.default_rng(1)
+    for drawings in (3, 5, 10):
+        found = [interval(rng.normal(0, 1, drawings).tolist(), range(drawings)) for _ in range(2000)]
+        assert np.mean([one.low < 0 < one.high for one in found]) == pytest.approx(0.95, abs=0.015)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +217,11 @@ def test_what_is_stated_can_be_checked() -> None:
 def test_subjects_are_held_out() -> None:
     held_out = load_held_out()
     assert all((look.concept, look.drawing) in held_out and look.concept in WORDS for look in held_out_looks())
-    assert not any(look.concept in WORDS for look in unknown_looks())
+    assert len(unknown_looks()) == len(UNSEEN_CONCEPTS)
+    for look in unknown_looks():
+        assert {(look.concept, drawing) for drawing in DRAWINGS} <= held_out
+        assert look.concept not in WORDS
+    assert not {name for name, _ in load_artwork(KINDS)} & {look.concept for look in unknown_looks()}
     assert len({look.concept for look in subjects(USUAL, 10)}) == 10
     assert len(set(subjects(USUAL, 20))) == 20
     with pytest.raises(ValueError, match=r"there are 20 subjects of the usual case, but 21 were asked for"):
