@@ -498,7 +498,9 @@ def test_the_hosts_cache_encodes_a_picture_once_a_graph(monkeypatch: pytest.Monk
     }
     server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *_: None)
     newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
-    executor = execution.PromptExecutor(server, **({"cache_args": {"lru": 0, "ram": 0.0}} if newer else {}))
+    executor = execution.PromptExecutor(
+        server, **({"cache_args": {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}} if newer else {})
+    )
     for seed in (1, 2):
         prompt = graph | {"8": {"class_type": "Draw", "inputs": {"model": ["7", 0], "seed": seed}}}
         asyncio.run(executor.execute_async(prompt, f"run {seed}", {}, ["8"]))

@@ -105,6 +105,7 @@ def test_stock_nodes_reproduce_the_output(tmp_path: Path, family: str, model: di
         assert not list(tmp_path.rglob("*.unfinished"))
 
 
+@pytest.mark.skipif(not hasattr(comfy.ops, "scaled_fp8_ops"), reason="this host keeps scaled weights in another way")
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_scaled_fp8_is_tuned_as_it_is(world: World, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's fp8 with a scale beside each weight; it rounds what a LoRA makes of them, the same each time."""

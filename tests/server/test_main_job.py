@@ -102,7 +102,9 @@ def test_progress_is_reported(server: ComfyServer, whole: Graph) -> None:
     seen: list[tuple[str, int, int]] = []
     server.queue(graph, lambda *event: seen.append(event))
     sampler = node_id(graph, "KSampler")
-    assert [done for at, done, steps in seen if at == sampler and steps == STEPS] == list(range(1, STEPS + 1))
+    told = [done for at, done, steps in seen if at == sampler and steps == STEPS]
+    assert told == sorted(set(told))  # newer hosts leave out what comes too quickly
+    assert told[-1] == STEPS
 
 
 def test_weight_zero_is_absence(whole: Graph, run: Run, plain: np.ndarray) -> None:
@@ -133,12 +135,17 @@ def test_interrupt_leaves_nothing(server: ComfyServer, whole: Graph, run: Run, p
     graph = deepcopy(whole)
     node(graph, "KSampler").update(seed=SEED + 3, steps=60)
 
-    def stop_at_two(at: str, done: int, steps: int) -> None:
-        if steps == 60 and done == 2:
-            threading.Thread(target=server.interrupt).start()
+    told: list[int] = []
+
+    def stop_early(at: str, done: int, steps: int) -> None:
+        if steps == 60 and done >= 2:
+            told.append(done)
+            if len(told) == 1:
+                threading.Thread(target=server.interrupt).start()
 
     with pytest.raises(Interrupted):
-        server.queue(graph, stop_at_two)
+        server.queue(graph, stop_early)
+    assert told[-1] < 60
     server.free()
     np.testing.assert_array_equal(run(without(whole, GUIDANCE, S_S_A)), plain)
 
