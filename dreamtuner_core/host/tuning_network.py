@@ -133,8 +133,8 @@ def _detached(module: nn.Module, adapted: Wrapper | None, part: str, device: tor
 
     def fresh(weight: Tensor) -> Tensor:
         weight = weight.detach()
-        if adapted is None:
-            return weight
+        if adapted is None:  # newer hosts bring an offloaded one in a buffer, which the next module's then fills
+            return weight if getattr(module, part).device == weight.device else weight.clone()
         here, weight = weight.device, weight.to(device)  # a module that is offloaded may compute elsewhere
         if not scaled:
             return adapted(weight).to(here)

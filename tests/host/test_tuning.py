@@ -241,6 +241,13 @@ def test_streamed_weights_are_copied_or_refused() -> None:
         tuning_network.resident(given)
 
 
+def test_an_offloaded_weight_outlives_the_buffer_that_it_came_in() -> None:
+    module, buffer = torch.nn.Linear(2, 2, device="meta"), torch.ones(2, 2)
+    fresh = tuning_network._detached(module, None, "weight", torch.device("cpu"))(buffer)
+    buffer.zero_()
+    assert fresh.sum() == 4
+
+
 def test_auto_is_what_the_method_can_learn_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: True)
     found = {
