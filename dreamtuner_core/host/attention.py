@@ -25,8 +25,8 @@ Patch = Callable[[Tensor, Tensor, Tensor, Options], Tensor]
 """The host's attn1 replacement: (q, k, v, extra_options) -> [B, N, C], all after projection."""
 
 DIFFERENTIABLE = {f"attention_{kind}" for kind in ("pytorch", "basic", "sub_quad", "split", "xformers")}
-TOKENS_AT_ONCE = 1024  # whose distances to all others are held in memory
 EXACT = DIFFERENTIABLE | {"attention_flash"}  # others quantise the keys and would round away the channels of log m
+TOKENS_AT_ONCE = 1024  # whose distances to all others are held in memory
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
@@ -67,8 +67,8 @@ class TokenFollower:
         original, self.index = self.original, None
         if original is not None and n.shape != original.shape:
             folded = n.reshape(original.shape[0], -1, n.shape[-1])
-            self.index = torch.stack([_nearest(*row) for row in zip(folded.float(), original.float())])  # [B, T N']
-            self.index = self.index.reshape(n.shape[:2])
+            nearest = [_nearest(*row) for row in zip(folded.float(), original.float())]  # B of [T N']
+            self.index = torch.stack(nearest).reshape(n.shape[:2])
         return n, context, value
 
     def follow(self, reference: ReferenceTokens, part: slice) -> ReferenceTokens:

@@ -20,11 +20,8 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
     """
 
     def __init__(self, bank: ReferenceBank) -> None:
-        super().__init__(
-            bank,
-            load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.unet_offload_device(),
-        )
+        self.load_device = comfy.model_management.get_torch_device()  # older hosts ask for the size at once
+        super().__init__(bank, self.load_device, comfy.model_management.unet_offload_device())
 
     def keep(self, key: Hashable, features: Features, reserve: float) -> bool:
         """Put features into the bank on the best device that has room for them. True when kept.
