@@ -55,8 +55,7 @@ def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
     here = [tuple(x.shape) for x in tensors if not isinstance(x, OnSecondDevice) and x.ndim]
     if there and here and (name not in BETWEEN_DEVICES or _indexes_the_cpu(name, tensors)):
         raise RuntimeError(f"Expected all tensors to be on the same device, but {here} are on the CPU ({name}).")
-    asked = [x for x in (*args, kwargs.get("device")) if isinstance(x, (torch.device, str)) and name != "einsum"]
-    if asked and not isinstance(asked[-1], str):
+    if asked := [x for x in (*args, kwargs.get("device")) if isinstance(x, torch.device)]:
         there = asked[-1].type == META.type
     real = lambda x: x.values if isinstance(x, OnSecondDevice) else CPU if isinstance(x, torch.device) else x  # noqa: E731
     found = func(*tree_map(real, args), **tree_map(real, dict(kwargs)))
