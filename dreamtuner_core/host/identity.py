@@ -66,9 +66,13 @@ def of_network(network: nn.Module) -> str:
 def of_model(patcher: ModelPatcher) -> str:
     """A model or CLIP: its weights before any patch, the patches (LoRA) with their strengths, and its sampling."""
     identity = Identity().add(type(patcher.model).__name__)
-    for key, (original, *patches) in sorted(patcher.get_key_patches().items()):
-        identity.look_at(key, original[0])
-        for strength, patch, of_weight, offset, _ in patches:
+    for key, weight in sorted(patcher.model_state_dict().items()):  # the host's get_key_patches knows no quantised ones
+        if key in patcher.hook_backup:
+            weight = patcher.hook_backup[key][0]
+        elif key in patcher.backup:
+            weight = patcher.backup[key].weight
+        identity.look_at(key, getattr(weight, "_qdata", weight))  # what a quantised one is stored as
+        for strength, patch, of_weight, offset, _ in patcher.patches.get(key, ()):
             identity.add(strength, of_weight, offset)
             _look_at_patch(identity, patch)
     sampling = patcher.get_model_object("model_sampling") if hasattr(patcher.model, "model_sampling") else None
