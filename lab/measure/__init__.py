@@ -76,9 +76,9 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         for row in rows:
             print(row.name, *(f"  {e.measure} {e.relation} than in {e.than}" for e in row.expects), sep="\n")
         return
-    usual = options.subjects if options.subjects is not None else 6 if options.quick else 10
-    hard = options.hard if options.hard is not None else 0 if options.quick else 10
     default = Settings()
+    usual = options.subjects if options.subjects is not None else 6 if options.quick else default.usual
+    hard = options.hard if options.hard is not None else 0 if options.quick else default.hard
     settings = Settings(
         usual, hard, tuple(options.scenes or default.scenes), options.seed, Sampling(steps=options.steps)
     )
