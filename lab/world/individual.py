@@ -1,0 +1,52 @@
+"""One individual: a choice of each attribute of its kind."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from .kinds import KINDS
+
+HELD_OUT = 10  # one in so many individuals is shown in no training picture
+
+
+@dataclass(frozen=True)
+class Individual:
+    kind: str
+    values: tuple[int, ...]  # one index for each attribute of KINDS[kind]
+
+    def __getitem__(self, name: str) -> str:
+        """The word of attribute `name`; KeyError where the kind has none of that name."""
+        for attribute, value in zip(KINDS[self.kind].attributes, self.values, strict=True):
+            if attribute.name == name:
+                return attribute.values[value]
+        raise KeyError(f"a {self.kind} has no attribute {name!r}")
+
+    @property
+    def colour(self) -> str:
+        """The colour that captions name."""
+        return self[KINDS[self.kind].main_colour]
+
+    @property
+    def text(self) -> str:
+        """Its letters in reading order; empty where it has none."""
+        names = (attribute.name for attribute in KINDS[self.kind].attributes)
+        return "".join(self[name] for name in names if name.startswith("letter"))
+
+
+def is_held_out(individual: Individual) -> bool:
+    """Whether it belongs to the tenth that no training picture shows; the same on every machine, for ever."""
+    key = f"{individual.kind}:{','.join(map(str, individual.values))}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) % HELD_OUT == 0
+
+
+def sample_individual(rng: np.random.Generator, kind: str | None = None, held_out: bool = False) -> Individual:
+    """An individual (of `kind`) from the training share, or from the held-out tenth. Its colours differ."""
+    while True:
+        word = kind or str(rng.choice(list(KINDS)))
+        attributes = KINDS[word].attributes
+        palette = iter(rng.permutation(len(next(a.values for a in attributes if a.group == "colours"))))
+        values = (next(palette) if a.group == "colours" else rng.integers(len(a.values)) for a in attributes)
+        individual = Individual(word, tuple(int(value) for value in values))
+        if is_held_out(individual) == held_out:
+            return individual
