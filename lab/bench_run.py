@@ -143,7 +143,7 @@ class Bench:
             latent=torch.randn(self.latent.shape, generator=torch.Generator().manual_seed(0)),
             caption=self.texts[2],
             bank=bank,
-            keeper=_pack("host.memory").BankKeeper(bank),
+            keeper=_pack("host.subject.memory").BankKeeper(bank),
         )
 
     # --- the floor -------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class Bench:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        reference, unet = _pack("host.reference"), _pack("host.unet")
+        reference, unet = _pack("host.sampling.reference"), _pack("host.unet")
         plain, passed = FlopCounterMode(display=False), FlopCounterMode(display=False)
         with plain:
             self._run(self.patcher, 1, steps=1)

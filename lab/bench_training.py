@@ -53,7 +53,7 @@ def training_row(plan: Plan, batch: int = 1) -> dict[str, Any]:
 def _steps(plan: Plan, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
     import torch
 
-    encoder_module = importlib.import_module(f"{PACK}.dreamtuner_core.encoder")
+    encoder_module = importlib.import_module(f"{PACK}.dreamtuner_core.encoder.model")
     with torch.no_grad():
         patcher = random_unet(plan.model)
     unet = patcher.model.diffusion_model

@@ -62,8 +62,8 @@ def _types() -> bool:
 
     The pack's relative imports climb to the repository's root, whose folder may have any name: hence the link.
     """
-    link = HOME / "types" / PACK
-    link.parent.mkdir(exist_ok=True)
+    link = HOME / "types" / ROOT.name / PACK
+    link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(ROOT, target_is_directory=True)
     os.environ["MYPYPATH"] = str(link.parent)

@@ -104,8 +104,8 @@ class Live(TorchDispatchMode):
 
 def counted(case: Case) -> Count:
     """One step of that case, a later one: the optimiser's moments are there."""
-    network = importlib.import_module(f"{PACK}.dreamtuner_core.host.tuning_network")
-    texts = importlib.import_module(f"{PACK}.dreamtuner_core.host.tuning_text")
+    network = importlib.import_module(f"{PACK}.dreamtuner_core.host.tuning.adapters")
+    texts = importlib.import_module(f"{PACK}.dreamtuner_core.host.tuning.texts")
     units = importlib.import_module(f"{PACK}.dreamtuner_core.host.unet")
     import comfy.ldm.modules.attention as attention
     from comfy.model_patcher import ModelPatcher

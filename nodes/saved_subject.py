@@ -5,13 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..dreamtuner_core.host.saved_subject import (
-    SUBJECTS,
-    load_subject,
-    save_subject,
-    tell_rights,
-    today,
-)
+from ..dreamtuner_core.host.subject.rights import tell_rights, today
+from ..dreamtuner_core.host.subject.saved import SUBJECTS, load_subject, save_subject
 from ..dreamtuner_core.saved_subject import Rights
 from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
 from .subject_tuning import TunedSubjectSocket

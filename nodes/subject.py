@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..dreamtuner_core.host.encode import encode_subject
+from ..dreamtuner_core.host.subject.encode import encode_subject
 from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..dreamtuner_core.host.apply import apply_encoder
-from ..dreamtuner_core.host.subject_encoder import ENCODERS, load_encoder
+from ..dreamtuner_core.host.encoder.load import ENCODERS, load_encoder
 from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..dreamtuner_core.host.tuning import tune_subject
+from ..dreamtuner_core.host.tuning.job import tune_subject
 from ..dreamtuner_core.tuning.config import METHODS, PRECISIONS, REGULAR_FROM, TuningConfig
 from .common import CATEGORY, SubjectSocket, named_errors
 

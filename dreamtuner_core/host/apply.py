@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..encoder import EncoderConfig, attention_shapes, layer_name
+from ..encoder.ip_adapter import numbered
+from ..encoder.model import EncoderConfig, attention_shapes, layer_name
 from ..guidance import Guidance
-from ..ip_adapter import numbered
 from ..subject import Subject
-from .sampling import AppliedSubject, with_encoder, with_guidance, with_subject
-from .subject_encoder import LoadedEncoder
-from .subject_encoder_attention import AppliedEncoder
+from .encoder.load import LoadedEncoder
+from .sampling.run import sample
+from .settings import KEY, AppliedEncoder, AppliedSubject, Settings
 from .unet import context_size, self_attentions
 
 
@@ -120,3 +124,30 @@ def _checked_region(region: Tensor) -> Tensor:
     if region.numel() == 0 or region.max() <= 0:
         raise ValueError("the region is empty, so the subject could appear nowhere; paint it, or leave it unlinked.")
     return region.clamp(0, 1)
+
+
+def with_settings(model: ModelPatcher, change: Callable[[Settings], Settings]) -> ModelPatcher:
+    """A clone of the model with changed settings, ready for sampling."""
+    patched = model.clone()
+    patched.set_attachments(KEY, change(model.get_attachment(KEY) or Settings()))
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
+    return patched
+
+
+def with_subject(model: ModelPatcher, applied: AppliedSubject) -> ModelPatcher:
+    """A clone that reads one more subject."""
+    return with_settings(model, lambda s: replace(s, subjects=(*s.subjects, applied)))
+
+
+def with_guidance(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
+    """A clone whose steps follow Eq. 4-6."""
+    return with_settings(model, lambda s: replace(s, guidance=guidance))
+
+
+def with_encoder(model: ModelPatcher, applied: AppliedEncoder) -> ModelPatcher:
+    """A clone in which one more encoded subject is seen; the encoder's weights are loaded along with the model's."""
+    patched = with_settings(model, lambda s: replace(s, encoders=(*s.encoders, applied)))
+    patchers = [a.encoding.encoder.patcher for a in patched.get_attachment(KEY).encoders if a.strength > 0]
+    patched.set_additional_models(KEY, list({id(p.model): p for p in patchers}.values()))
+    return patched

@@ -41,7 +41,7 @@ def pretrain(config: PretrainingConfig, comfyui: Path) -> Path:
     """Train with the ComfyUI at that path; gives the encoder's file. Raises ValueError and run.Unfinished."""
     accelerator = processes(config)
     use_comfyui(comfyui, accelerator.device)
-    from ..host.frozen_base import FrozenBase
+    from .frozen_base import FrozenBase
     from .loop import Pretraining
     from .run import run
     from .tower_file import read_tower

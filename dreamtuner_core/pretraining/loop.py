@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..encoder import SubjectEncoder
+from ..encoder.model import SubjectEncoder
 from .config import PretrainingConfig
 from .data import Batch, Place, batches
 from .objective import Base, Objective

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..encoder import TRAINED_AT, SubjectEncoder, inserted
+from ..encoder.model import TRAINED_AT, SubjectEncoder, inserted
 from ..tuning.losses import min_snr, row_losses, target
 from ..tuning.pairs import generator
 from .config import PretrainingConfig, stratified_level

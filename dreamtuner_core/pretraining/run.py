@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 
-from .. import encoder_file
-from ..encoder import SubjectEncoder
-from . import checkpoint
+from ..encoder import file as encoder_file
+from ..encoder.model import SubjectEncoder
+from ..pretraining import checkpoint
 from .data import Row, usable
 from .loop import Pretraining, Taken
 

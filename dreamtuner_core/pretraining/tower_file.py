@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..encoder.tower import ImageTower, TowerConfig
 from ..files import write_whole
-from ..tower import ImageTower, TowerConfig
 
 
 def save_tower(path: Path, tower: ImageTower) -> None:

@@ -23,7 +23,7 @@ def reading_only(model: Any, core: Any, blocks: Sequence[str]) -> Any:
     """
     from comfy.patcher_extension import WrappersMP
 
-    sampling = core.host.sampling
+    sampling = core.host.sampling.run
     every = sampling.self_attentions
 
     def some(patcher: Any) -> dict[Any, Any]:

@@ -64,7 +64,7 @@ class Reference:
             picture, mask = (self.picture, self.mask) if change is None else CHANGES[change](self.picture, self.mask)
             text = self.caption(caption, BLANK if masked else REFERENCE_SCENE)
             told = None if text is None else self.studio.text([text])
-            encode = self.studio.pack.dreamtuner_core.host.encode.encode_subject
+            encode = self.studio.pack.dreamtuner_core.host.subject.encode.encode_subject
             side = self.studio.sampling.side
             self._encoded[key] = encode(picture, self.studio.vae, mask if masked else None, told, None, "subject", side)
         return self._encoded[key][0]
@@ -72,7 +72,7 @@ class Reference:
     def encoded(self, encoder: Path) -> Any:
         """The subject as most rows read it, seen by that subject encoder too."""
         subject, studio = self.subject(), self.studio
-        encoding = studio.core.host.subject_encoder.encode_picture(studio.encoder(encoder), subject.picture)
+        encoding = studio.core.host.encoder.load.encode_picture(studio.encoder(encoder), subject.picture)
         return replace(subject, encoding=encoding)
 
     def caption(self, kind: str, scene: str) -> str | None:
@@ -117,7 +117,7 @@ class Studio:
         import folder_paths
 
         if path not in self._encoders:
-            rooms = self.core.host.subject_encoder
+            rooms = self.core.host.encoder.load
             folder_paths.add_model_folder_path(rooms.ENCODERS.name, str(path.parent))
             self._encoders[path] = rooms.load_encoder(path.name)
         return self._encoders[path]

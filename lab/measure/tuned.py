@@ -47,7 +47,7 @@ class Tuned:
         name = f"{look.word}_{look.drawing}_{kind}_{studio.weights}"
         subject = reference.encoded(self.encoder) if self.encoder else reference.subject()
         with mock.patch.object(comfy.utils, "PROGRESS_BAR_ENABLED", False):
-            tuned = studio.core.host.tuning.tune_subject(model, clip, studio.vae, subject, look.word, name, config)
+            tuned = studio.core.host.tuning.job.tune_subject(model, clip, studio.vae, subject, look.word, name, config)
         said = [prompt.replace(look.word, tuned.subject.phrase, 1) for prompt in prompts] if self.named else prompts
         if not self.weight:
             return tuned.model, tuned.clip, said

@@ -63,6 +63,6 @@ def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
 
 def publish(trained: Path, path: Path) -> None:
     """The encoder in fp16."""
-    encoder, origin = pack("encoder_file").read(trained)
-    pack("encoder_file").save(path, encoder.half(), origin)
+    encoder, origin = pack("encoder.file").read(trained)
+    pack("encoder.file").save(path, encoder.half(), origin)
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")

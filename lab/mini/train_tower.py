@@ -36,7 +36,7 @@ def drawings(archive: Path, side: int, frame: Any) -> Tensor:
 
 def train_tower(path: Path, archive: Path, pack: Any, steps: int = STEPS) -> None:
     """Train and write the tower. pack: gives the pack's modules by name."""
-    tower_module, augment = pack("tower"), pack("pretraining.augment")
+    tower_module, augment = pack("encoder.tower"), pack("pretraining.augment")
     torch.manual_seed(0)
     config = tower_module.TowerConfig(width=96, layers=4, heads=4)
     tower, tell = tower_module.ImageTower(config), nn.Linear(config.width, 3 * CELLS**2)

@@ -28,7 +28,7 @@ def _as_in_a_node() -> Iterator[None]:
 @pytest.fixture
 def quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tuning's regular pictures and samples in one step each."""
-    from dreamtuner_pack.dreamtuner_core.host import regular_pictures
+    from dreamtuner_pack.dreamtuner_core.host.tuning import regular as regular_pictures
 
     monkeypatch.setattr(regular_pictures, "STEPS", 1)
     monkeypatch.setattr(regular_pictures.draw, "__defaults__", (1,))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.bank import ReferenceBank
-from dreamtuner_pack.dreamtuner_core.host.memory import BankKeeper
+from dreamtuner_pack.dreamtuner_core.host.subject.memory import BankKeeper
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.reference_guidance import ReferenceGuidance
 from dreamtuner_pack.nodes.self_subject_attention import ApplySelfSubjectAttention

@@ -17,9 +17,9 @@ import comfy.clip_vision
 import plain
 import pytest
 import torch
-from dreamtuner_pack.dreamtuner_core.encoder import EncoderConfig, SubjectEncoder
-from dreamtuner_pack.dreamtuner_core.encoder_file import Origin, save
-from dreamtuner_pack.dreamtuner_core.tower import TowerConfig
+from dreamtuner_pack.dreamtuner_core.encoder.file import Origin, save
+from dreamtuner_pack.dreamtuner_core.encoder.model import EncoderConfig, SubjectEncoder
+from dreamtuner_pack.dreamtuner_core.encoder.tower import TowerConfig
 from families import SHAPES, draw_weights
 from graph import shared_model
 from plain import Applied, attention

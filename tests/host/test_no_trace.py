@@ -16,7 +16,7 @@ import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
-from dreamtuner_pack.dreamtuner_core.host import sampling
+from dreamtuner_pack.dreamtuner_core.host.sampling import run as sampling
 from families import SHAPES, text
 from graph import attend, empty_latent, guide, hard_mask, sample, shared_model, soft_mask, subject
 from torch import Tensor

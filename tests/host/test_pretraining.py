@@ -21,18 +21,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from dreamtuner_pack.dreamtuner_core import encoder_file
-from dreamtuner_pack.dreamtuner_core.encoder import inserted
-from dreamtuner_pack.dreamtuner_core.host import frozen_base
-from dreamtuner_pack.dreamtuner_core.host.frozen_base import FrozenBase
-from dreamtuner_pack.dreamtuner_core.host.subject_encoder import ENCODERS, encode_picture, load_encoder
+from dreamtuner_pack.dreamtuner_core.encoder import file as encoder_file
+from dreamtuner_pack.dreamtuner_core.encoder.model import inserted
+from dreamtuner_pack.dreamtuner_core.encoder.tower import ImageTower, TowerConfig
+from dreamtuner_pack.dreamtuner_core.host.encoder.load import ENCODERS, encode_picture, load_encoder
+from dreamtuner_pack.dreamtuner_core.pretraining import frozen_base
 from dreamtuner_pack.dreamtuner_core.pretraining.__main__ import main, pretrain, processes
 from dreamtuner_pack.dreamtuner_core.pretraining.config import PretrainingConfig, stratified_level
 from dreamtuner_pack.dreamtuner_core.pretraining.data import Batch
+from dreamtuner_pack.dreamtuner_core.pretraining.frozen_base import FrozenBase
 from dreamtuner_pack.dreamtuner_core.pretraining.loop import Pretraining
 from dreamtuner_pack.dreamtuner_core.pretraining.objective import Objective, draw
 from dreamtuner_pack.dreamtuner_core.pretraining.tower_file import save_tower
-from dreamtuner_pack.dreamtuner_core.tower import ImageTower, TowerConfig
 from dreamtuner_pack.nodes.subject_encoder import LoadSubjectEncoder
 from families import SHAPES, draw_weights, text, tiny_model
 from PIL import Image

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from dreamtuner_pack.dreamtuner_core.host import saved_subject
-from dreamtuner_pack.dreamtuner_core.host.saved_subject import METADATA, load_subject, save_subject, tell_rights
-from dreamtuner_pack.dreamtuner_core.host.subject_encoder import SubjectEncoding
+from dreamtuner_pack.dreamtuner_core.host.encoder.load import SubjectEncoding
+from dreamtuner_pack.dreamtuner_core.host.subject import saved as saved_subject
+from dreamtuner_pack.dreamtuner_core.host.subject.rights import METADATA, tell_rights
+from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
 from dreamtuner_pack.dreamtuner_core.saved_subject import FORMAT, Rights, from_file
 from dreamtuner_pack.dreamtuner_core.tuned_subject import TunedSubject
 from dreamtuner_pack.nodes.saved_subject import LoadSubject, SaveSubject
@@ -181,7 +182,7 @@ def test_nothing_half_written_stays(base: Path, monkeypatch: pytest.MonkeyPatch)
     def fill(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dreamtuner_pack.dreamtuner_core.host.tuning_files.save_file", fill)
+    monkeypatch.setattr("dreamtuner_pack.dreamtuner_core.host.files.save_file", fill)
     with pytest.raises(ValueError, match="disk is full"):
         save_subject(subject(), "pot")
     assert not list((base / "subjects").iterdir())

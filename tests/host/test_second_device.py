@@ -9,7 +9,7 @@ import comfy.model_management as management
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from dreamtuner_pack.dreamtuner_core.host import memory
+from dreamtuner_pack.dreamtuner_core.host.subject import memory
 from families import text, tiny_model
 from graph import LATENT, attend, guide, hard_mask, sample, soft_mask, subject
 from second_device import CPU, META, OnSecondDevice, SecondDevice

@@ -18,7 +18,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from dreamtuner_pack.dreamtuner_core.attention import ReferenceTokens
-from dreamtuner_pack.dreamtuner_core.host.attention import TokenFollower
+from dreamtuner_pack.dreamtuner_core.host.sampling.patch import TokenFollower
 from families import COMMON, SHAPES, draw_weights, text
 from graph import SEED, attend, empty_latent, guide, hard_mask, sample, shared_model, soft_mask, subject
 from test_no_trace import counted_passes, lora

@@ -20,9 +20,9 @@ import folder_paths
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from dreamtuner_pack.dreamtuner_core.encoder import EncoderConfig, SubjectEncoder, inserted, transformer_blocks
+from dreamtuner_pack.dreamtuner_core.encoder.model import EncoderConfig, SubjectEncoder, inserted, transformer_blocks
 from dreamtuner_pack.dreamtuner_core.guidance import Guidance
-from dreamtuner_pack.dreamtuner_core.host.subject_encoder import LoadedEncoder, clip_states, encode_picture, on_a_square
+from dreamtuner_pack.dreamtuner_core.host.encoder.load import LoadedEncoder, clip_states, encode_picture, on_a_square
 from dreamtuner_pack.nodes.subject import EncodeSubjectImage
 from dreamtuner_pack.nodes.subject_encoder import ApplySubjectEncoder, LoadSubjectEncoder
 from families import SHAPES, draw_weights, text, tiny_model

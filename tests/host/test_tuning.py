@@ -14,11 +14,16 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from dreamtuner_pack.dreamtuner_core.host import regular_pictures, tuning, tuning_files, tuning_network, tuning_run
-from dreamtuner_pack.dreamtuner_core.host.sampling import KEY
-from dreamtuner_pack.dreamtuner_core.host.tuning import Job
-from dreamtuner_pack.dreamtuner_core.host.tuning_files import checked_name
-from dreamtuner_pack.dreamtuner_core.host.tuning_run import Training
+from dreamtuner_pack.dreamtuner_core.host import files as host_files
+from dreamtuner_pack.dreamtuner_core.host.files import checked_name
+from dreamtuner_pack.dreamtuner_core.host.settings import KEY
+from dreamtuner_pack.dreamtuner_core.host.tuning import adapters as tuning_network
+from dreamtuner_pack.dreamtuner_core.host.tuning import files as tuning_files
+from dreamtuner_pack.dreamtuner_core.host.tuning import job as tuning
+from dreamtuner_pack.dreamtuner_core.host.tuning import regular as regular_pictures
+from dreamtuner_pack.dreamtuner_core.host.tuning import train as tuning_run
+from dreamtuner_pack.dreamtuner_core.host.tuning.job import Job
+from dreamtuner_pack.dreamtuner_core.host.tuning.train import Training
 from dreamtuner_pack.dreamtuner_core.saved_subject import OwnedSubject, Rights
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig
 from dreamtuner_pack.dreamtuner_core.tuning.loop import Tuning
@@ -646,7 +651,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(world: World, m
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tuning_files.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(host_files.tempfile, "NamedTemporaryFile", refuse)
     monkeypatch.setattr(Job, "train", lambda self: pytest.fail("it must not come to this"))
     with pytest.raises(ValueError, match="cannot be written"):
         world.tune()

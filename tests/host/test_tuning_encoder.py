@@ -9,12 +9,12 @@ import comfy.ldm.modules.attention as attention
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host.apply import apply_encoder
-from dreamtuner_pack.dreamtuner_core.host.sampling import KEY
-from dreamtuner_pack.dreamtuner_core.host.saved_subject import load_subject, save_subject
-from dreamtuner_pack.dreamtuner_core.host.subject_encoder import encode_picture, load_encoder
-from dreamtuner_pack.dreamtuner_core.host.tuning import Job
-from dreamtuner_pack.dreamtuner_core.host.tuning_encoder import LEARNED
-from dreamtuner_pack.dreamtuner_core.host.tuning_run import Training
+from dreamtuner_pack.dreamtuner_core.host.encoder.load import encode_picture, load_encoder
+from dreamtuner_pack.dreamtuner_core.host.settings import KEY
+from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
+from dreamtuner_pack.dreamtuner_core.host.tuning.encoder import LEARNED
+from dreamtuner_pack.dreamtuner_core.host.tuning.job import Job
+from dreamtuner_pack.dreamtuner_core.host.tuning.train import Training
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig, warm_up
 from families import tiny_model
 from graph import attend, hard_mask

@@ -17,8 +17,8 @@ import folder_paths
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host.apply import apply_encoder
-from dreamtuner_pack.dreamtuner_core.host.subject_encoder import encode_picture, load_encoder
-from dreamtuner_pack.dreamtuner_core.host.tuning import tune_subject
+from dreamtuner_pack.dreamtuner_core.host.encoder.load import encode_picture, load_encoder
+from dreamtuner_pack.dreamtuner_core.host.tuning.job import tune_subject
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig
 from families import draw_weights, tiny_model
 from graph import hard_mask, subject

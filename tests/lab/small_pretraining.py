@@ -23,13 +23,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamtuner_core.encoder import EncoderConfig, SubjectEncoder, transformer_blocks
+from dreamtuner_core.encoder.model import EncoderConfig, SubjectEncoder, transformer_blocks
+from dreamtuner_core.encoder.tower import ImageTower, TowerConfig
 from dreamtuner_core.pretraining import loop
 from dreamtuner_core.pretraining.__main__ import RESUMABLE, processes
 from dreamtuner_core.pretraining.config import PretrainingConfig
 from dreamtuner_core.pretraining.loop import Pretraining
 from dreamtuner_core.pretraining.run import Unfinished, run
-from dreamtuner_core.tower import ImageTower, TowerConfig
 from dreamtuner_core.tuning.pairs import generator
 from lab.mini.diffusion import alphas_cumprod
 from lab.mini.unet import UNet

@@ -33,7 +33,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from small_pretraining import SmallBase, png, sample, small_config, training, write_shards
 
-from dreamtuner_core import encoder_file
+from dreamtuner_core.encoder import file as encoder_file
 from dreamtuner_core.pretraining import checkpoint
 from dreamtuner_core.pretraining.__main__ import RESUMABLE
 from dreamtuner_core.pretraining.data import Place, batches, decoded, stream, usable

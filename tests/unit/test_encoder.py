@@ -14,7 +14,8 @@ from formulas import gradients, plain_attention, plain_norm, randn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dreamtuner_core.encoder import (
+from dreamtuner_core.encoder.file import Origin, read, save
+from dreamtuner_core.encoder.model import (
     AttentionShape,
     EncoderConfig,
     SubjectEncoder,
@@ -23,8 +24,7 @@ from dreamtuner_core.encoder import (
     inserted,
     transformer_blocks,
 )
-from dreamtuner_core.encoder_file import Origin, read, save
-from dreamtuner_core.tower import ImageTower, TowerConfig
+from dreamtuner_core.encoder.tower import ImageTower, TowerConfig
 from lab.mini.unet import UNet
 
 TOWER = TowerConfig(side=32, patch=8, width=24, layers=4, heads=2)
@@ -274,7 +274,7 @@ def test_what_is_saved_is_what_is_read(tmp_path: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dreamtuner_core.encoder_file as module
+    import dreamtuner_core.encoder.file as module
 
     path = tmp_path / "e.safetensors"
     save(path, encoder())

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamtuner_core.encoder import KeysValues
-from dreamtuner_core.encoder_file import read
-from dreamtuner_core.ip_adapter import IPAdapter, IPAdapterConfig, beside_text, is_ip_adapter, numbered
+from dreamtuner_core.encoder.file import read
+from dreamtuner_core.encoder.ip_adapter import IPAdapter, IPAdapterConfig, beside_text, is_ip_adapter, numbered
+from dreamtuner_core.encoder.model import KeysValues
 
 SD1 = [("input", i, 0) for i in (1, 2, 4, 5, 7, 8)] + [("middle", 0, 0)] + [("output", i, 0) for i in range(3, 12)]
 SDXL = [

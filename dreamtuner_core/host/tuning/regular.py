@@ -16,13 +16,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..bank import ReferenceBank
-from ..subject import Subject
-from . import identity
-from .memory import BankKeeper
-from .sampling import KEY, AppliedSubject, Settings, with_encoder, with_settings, with_subject
-from .subject_encoder_attention import AppliedEncoder
-from .tuning_files import read, regular_folder, write
+from ...bank import ReferenceBank
+from ...subject import Subject
+from .. import fingerprint
+from ..apply import with_encoder, with_settings, with_subject
+from ..files import read, write
+from ..settings import KEY, AppliedEncoder, AppliedSubject, Settings
+from ..subject.memory import BankKeeper
+from .files import regular_folder
 
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 5.0, "dpmpp_2m", "karras"
 REFERENCE_WEIGHT = 3.0  # w_ref where the model does not carry the subject already
@@ -84,7 +85,7 @@ def draw(
 
 
 def _draw(model: ModelPatcher, vae: Any, positive: Any, negative: Any, latent_shape: torch.Size, name: str) -> Tensor:
-    latent = draw(model, positive, negative, latent_shape, int(identity.Identity().add(name).text()[:15], 16))
+    latent = draw(model, positive, negative, latent_shape, int(fingerprint.Fingerprint().add(name).text()[:15], 16))
     return flipped_pair(vae, latent, vae.decode(latent).clamp(0, 1))
 
 
@@ -114,11 +115,11 @@ def _resembling(model: ModelPatcher, subject: Subject) -> ModelPatcher:
 def _key(
     model: ModelPatcher, vae: Any, subject: Subject | None, positive: Any, negative: Any, latent_shape: torch.Size
 ) -> str:
-    key = identity.Identity().add(identity.of_model(model), identity.of_patches(model))
-    key.add(identity.of_network(vae.first_stage_model), tuple(latent_shape))
+    key = fingerprint.Fingerprint().add(fingerprint.of_model(model), fingerprint.of_patches(model))
+    key.add(fingerprint.of_network(vae.first_stage_model), tuple(latent_shape))
     for cross, more in (*positive, *negative):
         key.add(cross, *([] if more.get("pooled_output") is None else [more["pooled_output"]]))
-    key.add("class" if subject is None else [identity.of_subject(subject), REFERENCE_WEIGHT, ENCODER_STRENGTH])
+    key.add("class" if subject is None else [fingerprint.of_subject(subject), REFERENCE_WEIGHT, ENCODER_STRENGTH])
     return key.add(STEPS, CFG, SAMPLER, SCHEDULER).text()[:32]
 
 

@@ -24,8 +24,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, softmax_attention
-from .encoder import KeysValues
+from ..attention import Attention, softmax_attention
+from .model import KeysValues
 
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by the width of the text context
 HEAD_SIZE = 64  # of the resampler, in every public file

@@ -18,74 +18,26 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
-from ..attention import LogWeightChannels, ReferenceTokens
-from ..bank import Features
-from ..guidance import Guidance, shift_sigma, step_sigma
-from ..subject import Subject, to_grid
-from .attention import Options, TokenFollower, reading_patch
-from .memory import announce
+from ...attention import LogWeightChannels, ReferenceTokens
+from ...bank import Features
+from ...guidance import shift_sigma, step_sigma
+from ...subject import Subject, to_grid
+from ..encoder.patch import EncoderAtWork, on_wanted_side, with_encoders
+from ..options import Options
+from ..settings import KEY, Settings
+from ..subject.memory import announce
+from ..subject.rights import tell_rights_of_run
+from ..unet import self_attentions
+from .patch import TokenFollower, reading_patch
 from .reference import FeaturesKey, features_key, reference_features, text_conditions
-from .saved_subject import tell_rights_of_run
-from .subject_encoder_attention import AppliedEncoder, EncoderAtWork, on_wanted_side, with_encoders
-from .unet import self_attentions
-
-KEY = "dreamtuner"
 
 Area = tuple[int, ...] | None
 """(height, width, top, left) of a regional conditioning, in latents."""
 Grid = tuple[int, int]
 """Rows and columns of a layer's tokens."""
-
-
-@dataclass(frozen=True, eq=False)
-class AppliedSubject:
-    """One subject at work. weight: w_ref. start, end: percent of sampling, 0..1. region: None or [1, H, W] in 0..1."""
-
-    subject: Subject
-    weight: float
-    start: float = 0.0
-    end: float = 1.0
-    region: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """What the nodes have noted on a model."""
-
-    subjects: tuple[AppliedSubject, ...] = ()
-    guidance: Guidance | None = None
-    encoders: tuple[AppliedEncoder, ...] = ()
-
-
-def with_settings(model: ModelPatcher, change: Callable[[Settings], Settings]) -> ModelPatcher:
-    """A clone of the model with changed settings, ready for sampling."""
-    patched = model.clone()
-    patched.set_attachments(KEY, change(model.get_attachment(KEY) or Settings()))
-    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
-    return patched
-
-
-def with_subject(model: ModelPatcher, applied: AppliedSubject) -> ModelPatcher:
-    """A clone that reads one more subject."""
-    return with_settings(model, lambda s: replace(s, subjects=(*s.subjects, applied)))
-
-
-def with_guidance(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
-    """A clone whose steps follow Eq. 4-6."""
-    return with_settings(model, lambda s: replace(s, guidance=guidance))
-
-
-def with_encoder(model: ModelPatcher, applied: AppliedEncoder) -> ModelPatcher:
-    """A clone in which one more encoded subject is seen; the encoder's weights are loaded along with the model's."""
-    patched = with_settings(model, lambda s: replace(s, encoders=(*s.encoders, applied)))
-    patchers = [a.encoding.encoder.patcher for a in patched.get_attachment(KEY).encoders if a.strength > 0]
-    patched.set_additional_models(KEY, list({id(p.model): p for p in patchers}.values()))
-    return patched
 
 
 def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:

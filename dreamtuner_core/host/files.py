@@ -1,22 +1,14 @@
-"""Files of a tuning: names that stay in their folder, writing whole or not at all, and where everything lies.
-
-What an artist uses lies where the host's own nodes look: loras/<name>.safetensors and embeddings/<name>.safetensors,
-and, where a subject encoder learned too, subject_encoders/<name>.safetensors.
-What only the pack uses lies under the user folder's `__dreamtuner`, a name that the host's web server gives to nobody:
-tuning/<name>/state.safetensors (to go on from, and the report) and regular/<key>/ (the regular pictures).
-"""
+"""Folders of models that the pack adds to the host's own, extra_model_paths honoured."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import tempfile
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import folder_paths
 from safetensors import SafetensorError, safe_open
@@ -24,13 +16,47 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import write_whole
-from .model_folders import SUFFIX
-from .subject_encoder import ENCODERS
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """models/<name>, and every other folder that the host has of that kind."""
+
+    name: str
+
+    def folders(self) -> list[Path]:
+        """Registered as the host's own are: when first asked for, beside what extra_model_paths already gave."""
+        folder_paths.add_model_folder_path(self.name, str(Path(folder_paths.models_dir) / self.name))
+        return [Path(folder) for folder in folder_paths.get_folder_paths(self.name)]
+
+    def files(self) -> list[str]:
+        """Names of the files in them."""
+        self.folders()
+        return [name for name in folder_paths.get_filename_list(self.name) if name.endswith(SUFFIX)]
+
+    def path(self, file: str) -> Path:
+        """Where that file is. Raises ValueError for a name that is none of `files`."""
+        path = folder_paths.get_full_path(self.name, file) if file in self.files() else None
+        if path is None:
+            raise ValueError(
+                f"there is no '{file!s:.80}' in models/{self.name}; choose one of the list, or put the file there."
+            )
+        return Path(path)
+
+    def fingerprint(self, file: str) -> str:
+        """What changes when the file does; empty where there is none."""
+        try:
+            found = self.path(file).stat()
+        except (ValueError, OSError):
+            return ""
+        return f"{found.st_mtime_ns} {found.st_size}"
+
 
 FORBIDDEN = set('/\\<>:"|?*,()[]{}')  # what folders, Windows or a prompt's own grammar take for something else
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in (*range(10), "¹", "²", "³"))}
 LONGEST_NAME = 100  # bytes, as the file systems count
-SETTINGS = "dreamtuner.tuning"  # key of a file's metadata
 
 
 def checked_name(name: str, what: str = "name") -> str:
@@ -95,16 +121,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         return None
 
 
-def settings_of(path: Path) -> dict[str, Any]:
-    """What a file says of the tuning that made it; empty where it says nothing."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            settings = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
-    except (OSError, SafetensorError, ValueError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
-
-
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, as model sites state it."""
     digest = hashlib.sha256()
@@ -112,49 +128,3 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def own_folder() -> Path:
-    return Path(folder_paths.get_user_directory()) / "__dreamtuner"
-
-
-def regular_folder(key: str) -> Path:
-    return own_folder() / "regular" / key
-
-
-@dataclass(frozen=True)
-class TuningFiles:
-    """Where the tuning of that name is. Each kind of file goes to the first of its folders, as the host's do."""
-
-    name: str
-
-    @property
-    def lora(self) -> Path:
-        return Path(folder_paths.get_folder_paths("loras")[0]) / f"{self.name}.safetensors"
-
-    @property
-    def embedding(self) -> Path:
-        return Path(folder_paths.get_folder_paths("embeddings")[0]) / f"{self.name}.safetensors"
-
-    @property
-    def encoder(self) -> Path:
-        return ENCODERS.folders()[0] / f"{self.name}{SUFFIX}"
-
-    @property
-    def state(self) -> Path:
-        return own_folder() / "tuning" / self.name / "state.safetensors"
-
-    def check(self, key: str, with_encoder: bool = False, with_state: bool = True) -> None:
-        """Raise ValueError where the folders cannot be written, or a file of the name is of something else.
-
-        key: of this tuning's settings. A file of the same settings is one to go on with. with_encoder, with_state:
-        whether a subject encoder and the state are written too.
-        """
-        more = [*([self.encoder] if with_encoder else []), *([self.state] if with_state else [])]
-        for path in (self.lora, self.embedding, *more):
-            check_writable(path.parent)
-            if path.exists() and settings_of(path).get("key") != key:
-                raise ValueError(
-                    f"the name '{self.name}' is taken: {path} is of another tuning, or of something else; take "
-                    "another name, or delete that file. To go on with a tuning leave all but `steps` as it was."
-                )

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bank import ReferenceBank
-from ..subject import PRESENT, Subject, frame, preview, subject_mask
+from ...bank import ReferenceBank
+from ...subject import PRESENT, Subject, frame, preview, subject_mask
+from ..encoder.load import LoadedEncoder, encode_picture
 from .memory import BankKeeper
-from .subject_encoder import LoadedEncoder, encode_picture
 
 
 def encode_subject(

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attention import Attention
-from ..encoder import KeysValues, SubjectEncoder, layer_name
-from ..ip_adapter import beside_text, numbered
-from ..subject import Subject
-from .attention import Options, Patch, plain_attention
-from .subject_encoder import SubjectEncoding
-from .unet import Layer
+from ...attention import Attention
+from ...encoder.ip_adapter import beside_text, numbered
+from ...encoder.model import KeysValues, SubjectEncoder, layer_name
+from ..kernels import plain_attention
+from ..options import Options, Patch
+from ..settings import AppliedEncoder
+from ..unet import Layer
 
 UNWANTED = {"negative", "empty_negative_prompt"}  # sides, as the host's guiders name them
 
@@ -37,21 +36,6 @@ def on_wanted_side(conds: Mapping[str, Sequence[dict[str, Any]]], cond_id: uuid.
     if cond_id is None or (names & UNWANTED and names - UNWANTED):  # the host copies regional ones, id and all
         return side == 0
     return bool(names - UNWANTED)
-
-
-@dataclass(frozen=True, eq=False)
-class AppliedEncoder:
-    """One encoded subject at work. strength: beta. start, end: percent of sampling, 0..1."""
-
-    subject: Subject
-    strength: float
-    start: float = 0.0
-    end: float = 1.0
-
-    @property
-    def encoding(self) -> SubjectEncoding:
-        assert self.subject.encoding is not None
-        return self.subject.encoding
 
 
 class EncoderAtWork:

@@ -10,7 +10,7 @@ import comfy.utils
 from PIL import Image
 from torch import Tensor
 
-from ..tuning.config import TuningConfig
+from ...tuning.config import TuningConfig
 
 PREVIEW_SIDE = 512  # pixels; the longer side of a preview
 REGULAR_SHARE = 5  # about what one regular picture takes, in steps

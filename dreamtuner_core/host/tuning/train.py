@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..tuning.config import milestones
-from ..tuning.loop import Group, Tuning
-from ..tuning.pairs import Draw, Pairs
-from .regular_pictures import draw
-from .tuning_encoder import LearningEncoder
-from .tuning_files import TuningFiles, read, settings_of, write
-from .tuning_network import Adapters, on_host, predict, recomputed, text_adapters, unet_adapters
-from .tuning_text import Text, Tokens, tokenize
-from .unet import self_attentions
+from ...tuning.config import milestones
+from ...tuning.loop import Group, Tuning
+from ...tuning.pairs import Draw, Pairs
+from ..files import read, write
+from ..unet import self_attentions
+from .adapters import Adapters, on_host, predict, recomputed, text_adapters, unet_adapters
+from .encoder import LearningEncoder
+from .files import TuningFiles, settings_of
+from .regular import draw
+from .texts import Text, Tokens, tokenize
 
 if TYPE_CHECKING:
-    from .tuning import Job
+    from .job import Job
 
 SAMPLE_SEEDS = (1, 2)  # of the report's pictures of the subject; the first one also draws the bare class
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

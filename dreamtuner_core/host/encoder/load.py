@@ -15,11 +15,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoder import SubjectEncoder
-from ..encoder_file import Origin, read
-from ..ip_adapter import IPAdapter
-from ..tower import ImageTower
-from .model_folders import ModelFolder
+from ...encoder.file import Origin, read
+from ...encoder.ip_adapter import IPAdapter
+from ...encoder.model import SubjectEncoder
+from ...encoder.tower import ImageTower
+from ..files import ModelFolder
 
 ENCODERS = ModelFolder("subject_encoders")
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from comfy_execution.progress import get_progress_state
 
-from ..bank import ReferenceBank
-from ..saved_subject import OwnedSubject, Rights, SavedSubject, from_file, saved, to_file
-from ..subject import Subject
-from ..tuned_subject import TunedSubject
+from ...bank import ReferenceBank
+from ...saved_subject import OwnedSubject, Rights, SavedSubject, from_file, saved, to_file
+from ...subject import Subject
+from ...tuned_subject import TunedSubject
+from .. import fingerprint
+from ..encoder.load import LoadedEncoder, SubjectEncoding
+from ..files import SUFFIX, ModelFolder, checked_name, file_hash, read, write
+from ..tuning.files import TuningFiles
 from .memory import BankKeeper
-from .model_folders import SUFFIX, ModelFolder
-from .subject_encoder import LoadedEncoder, SubjectEncoding
-from .tuning_files import TuningFiles, checked_name, file_hash, read, write
+from .rights import NO_RIGHTS
 
 SUBJECTS = ModelFolder("subjects")
-METADATA = "dreamtuner_subjects"  # key in a picture's metadata
 NUMBERED = 1000  # files of one name
-NO_RIGHTS = Rights()  # nothing is known of them
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +40,7 @@ def save_subject(
         subject = replace(subject, encoding=tuned.subject.encoding)
     if rights == NO_RIGHTS and isinstance(subject, OwnedSubject):
         rights = subject.rights
-    encoder = "" if subject.encoding is None else _identity(subject.encoding.encoder)
+    encoder = "" if subject.encoding is None else fingerprint.of_network(subject.encoding.encoder.model)
     tensors, metadata = to_file(saved(subject, tuned, rights, caption_text, encoder))
     folder = SUBJECTS.folders()[0]
     for number in range(1, NUMBERED):
@@ -100,19 +97,12 @@ def _encoding(content: SavedSubject, encoder: LoadedEncoder | None) -> SubjectEn
             f"the subject was encoded with '{content.encoder_name[:80]}', but the linked subject_encoder is "
             f"'{encoder.name}'; link the one that it was encoded with, or none."
         )
-    if content.encoder_identity not in ("", _identity(encoder)):
+    if content.encoder_identity not in ("", fingerprint.of_network(encoder.model)):
         raise ValueError(
             f"'{encoder.name}' is not the file any more that the subject was encoded with; put that one back, encode "
             "the picture anew, or link none."
         )
     return SubjectEncoding(encoder, *content.encoding)
-
-
-def _identity(encoder: LoadedEncoder) -> str:
-    """Of its weights: a file's name may come to be another's."""
-    from . import identity  # which is above this module
-
-    return identity.of_network(encoder.model)
 
 
 def _look_for_lora(tuned: TunedSubject) -> None:
@@ -127,30 +117,3 @@ def _look_for_lora(tuned: TunedSubject) -> None:
         log.warning("DreamTuner: loras/%s is not the file that this subject was saved with", path.name)
 
 
-def tell_rights(subject: Subject, prompt: dict[str, Any] | None, extra_pnginfo: dict[str, Any] | None) -> None:
-    """Write the subject's rights where the host's save nodes take a picture's metadata from.
-
-    prompt: the graph as it was queued, to whose LoadSubject it is noted beside the inputs; extra_pnginfo: what the page
-    sent along. Either may be None, for a caller may send neither.
-    """
-    if not isinstance(subject, OwnedSubject) or subject.rights == NO_RIGHTS:
-        return
-    told = {"subject": subject.name, **vars(subject.rights)}
-    if isinstance(extra_pnginfo, dict):
-        known = extra_pnginfo.setdefault(METADATA, [])
-        if told not in known:
-            known.append(told)
-    for node in (prompt or {}).values():
-        if node.get("class_type") == "DreamTunerLoadSubject" and node["inputs"].get("file") == subject.name + SUFFIX:
-            node.setdefault("_meta", {})[METADATA] = told
-
-
-def tell_rights_of_run(subjects: Iterable[Subject]) -> None:
-    """The same for the graph that is running, in which the host's cache may have answered for Load Subject."""
-    prompt = get_progress_state().dynprompt.get_original_prompt()
-    for subject in subjects:
-        tell_rights(subject, prompt, None)
-
-
-def today() -> datetime.date:
-    return datetime.datetime.now().astimezone().date()

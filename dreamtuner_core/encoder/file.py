@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .encoder import EncoderConfig, SubjectEncoder
-from .files import write_whole
+from ..files import write_whole
 from .ip_adapter import IPAdapter, IPAdapterConfig, is_ip_adapter
+from .model import EncoderConfig, SubjectEncoder
 
 FORMAT = "dreamtuner.subject_encoder"
 VERSION = "1"

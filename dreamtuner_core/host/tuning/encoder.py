@@ -17,16 +17,17 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..encoder import KeysValues, SubjectEncoder, SubjectEncoderAttention
-from ..encoder_file import metadata_of
-from ..subject import Subject
-from .attention import Options
-from .sampling import KEY, Settings, with_encoder, with_settings
-from .subject_encoder import SubjectEncoding, encode_picture, load_encoder, tower_states
-from .subject_encoder_attention import AppliedEncoder, EncoderAtWork, with_encoders
-from .tuning_files import write
-from .tuning_network import Adapters, has_way_back
-from .unet import Layer
+from ...encoder.file import metadata_of
+from ...encoder.model import KeysValues, SubjectEncoder, SubjectEncoderAttention
+from ...subject import Subject
+from ..apply import with_encoder, with_settings
+from ..encoder.load import SubjectEncoding, encode_picture, load_encoder, tower_states
+from ..encoder.patch import EncoderAtWork, with_encoders
+from ..files import write
+from ..options import Options
+from ..settings import KEY, AppliedEncoder, Settings
+from ..unet import Layer
+from .adapters import Adapters, has_way_back
 
 LEARNED = ("res_blocks.", "norm.")  # of a subject encoder's weights; `norm` ends the ResBlocks
 PREFIX = "encoder."  # of their names in a state

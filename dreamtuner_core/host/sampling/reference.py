@@ -13,11 +13,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..bank import Features, LayerFeatures
-from ..subject import Subject, token_grid
-from .attention import Options, Patch, plain_attention
-from .subject_encoder_attention import EncoderAtWork, with_encoders
-from .unet import Layer, context_size
+from ...bank import Features, LayerFeatures
+from ...subject import Subject, token_grid
+from ..encoder.patch import EncoderAtWork, with_encoders
+from ..kernels import plain_attention
+from ..options import Options, Patch
+from ..unet import Layer, context_size
 
 EMPTY_TEXT_TOKENS = 77
 

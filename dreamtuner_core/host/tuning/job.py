@@ -20,22 +20,23 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..saved_subject import OwnedSubject
-from ..subject import Subject
-from ..tuned_subject import TunedSubject
-from ..tuning.config import TuningConfig, milestones
-from ..tuning.pairs import Pairs
-from ..tuning.report import report
-from . import identity
-from .apply import check_fit
-from .regular_pictures import flipped_pair, regular_latents
-from .tuning_encoder import applied_encoder, with_tuned_encoder
-from .tuning_files import SETTINGS, TuningFiles, checked_name, file_hash, read, settings_of
-from .tuning_network import parametrisation
-from .tuning_progress import Progress
-from .tuning_run import SAMPLE_SEEDS, Training, embedding_key, samples_of
-from .tuning_text import ClassTexts, tokenize
-from .unet import context_size
+from ...saved_subject import OwnedSubject
+from ...subject import Subject
+from ...tuned_subject import TunedSubject
+from ...tuning.config import TuningConfig, milestones
+from ...tuning.pairs import Pairs
+from ...tuning.report import report
+from .. import fingerprint
+from ..apply import check_fit
+from ..files import checked_name, file_hash, read
+from ..unet import context_size
+from .adapters import parametrisation
+from .encoder import applied_encoder, with_tuned_encoder
+from .files import SETTINGS, TuningFiles, settings_of
+from .progress import Progress
+from .regular import flipped_pair, regular_latents
+from .texts import ClassTexts, tokenize
+from .train import SAMPLE_SEEDS, Training, embedding_key, samples_of
 
 
 class Tuned(NamedTuple):
@@ -107,12 +108,12 @@ class Job:
 
     def _key(self) -> str:
         """Of everything that the outcome depends on, the number of steps apart."""
-        key = identity.Identity().add(self.config.outcome(), self.texts.class_word)
-        key.add(identity.of_model(self.model), identity.of_patches(self.model))
-        key.add(identity.of_model(self.clip.patcher), self.clip.layer_idx)
+        key = fingerprint.Fingerprint().add(self.config.outcome(), self.texts.class_word)
+        key.add(fingerprint.of_model(self.model), fingerprint.of_patches(self.model))
+        key.add(fingerprint.of_model(self.clip.patcher), self.clip.layer_idx)
         if self.encoder is not None:
-            key.add(identity.of_network(self.encoder.encoding.encoder.model))
-        return key.add(identity.of_network(self.vae.first_stage_model), identity.of_subject(self.subject)).text()
+            key.add(fingerprint.of_network(self.encoder.encoding.encoder.model))
+        return key.add(fingerprint.of_network(self.vae.first_stage_model), fingerprint.of_subject(self.subject)).text()
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 

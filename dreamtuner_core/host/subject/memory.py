@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 
-from ..bank import Features, ReferenceBank, size
+from ...bank import Features, ReferenceBank, size
 
 
 class BankKeeper(comfy.model_patcher.ModelPatcher):

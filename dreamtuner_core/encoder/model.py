@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import Attention, softmax_attention
+from ..attention import Attention, softmax_attention
 from .tower import ImageTower, TowerConfig
 
 PAPERS_LAYERS = (25, 4, 8, 12, 16)  # of ViT-H/14's 32, in the order in which they are concatenated

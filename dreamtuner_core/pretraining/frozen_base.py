@@ -20,16 +20,16 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper
 from torch import Tensor
 
-from ..encoder import EncoderConfig, SubjectEncoder, transformer_blocks
-from ..encoder_file import read
+from ..encoder.file import read
+from ..encoder.model import EncoderConfig, SubjectEncoder, transformer_blocks
+from ..encoder.tower import ImageTower
+from ..host.apply import apply_encoder
+from ..host.encoder.load import LoadedEncoder, clip_pixels, clip_states, own_states
+from ..host.options import Options
+from ..host.subject.encode import encode_picture
+from ..host.tuning.adapters import parametrisation, recomputed
+from ..host.unet import self_attentions
 from ..subject import Subject
-from ..tower import ImageTower
-from .apply import apply_encoder
-from .attention import Options
-from .encode import encode_picture
-from .subject_encoder import LoadedEncoder, clip_pixels, clip_states, own_states
-from .tuning_network import parametrisation, recomputed
-from .unet import self_attentions
 
 TEXT_TOKENS = 77  # one chunk of CLIP's: longer captions are cut, so that rows go together
 BETAS = (0.0, 0.2, 0.5, 1.0)  # the columns of a sheet

@@ -27,12 +27,13 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ..tuning.losses import EPS, V
-from ..tuning.pairs import generator
-from .attention import DIFFERENTIABLE, Options
-from .sampling import KEY
-from .tuning_text import Text
-from .unet import Layer
+from ...tuning.losses import EPS, V
+from ...tuning.pairs import generator
+from ..kernels import DIFFERENTIABLE
+from ..options import Options
+from ..settings import KEY
+from ..unet import Layer
+from .texts import Text
 
 Wrapper = Callable[[Tensor], Tensor]
 RECOMPUTED = (host.SpatialTransformer, comfy.clip_model.CLIPAttention, comfy.clip_model.CLIPMLP)  # and ResBlock

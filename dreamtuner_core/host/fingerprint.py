@@ -16,18 +16,18 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..subject import Subject
-from .sampling import KEY
+from .settings import KEY
 
 VALUES = 1024  # of a weight that are looked at
 
 
-class Identity:
+class Fingerprint:
     """A hash that is fed one thing after another."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, *things: Any) -> Identity:
+    def add(self, *things: Any) -> Fingerprint:
         """Plain values, and tensors as a whole."""
         for thing in things:
             if isinstance(thing, Tensor):
@@ -38,7 +38,7 @@ class Identity:
                 self._text(json.dumps(thing, sort_keys=True, default=str))
         return self
 
-    def look_at(self, name: str, weight: Tensor) -> Identity:
+    def look_at(self, name: str, weight: Tensor) -> Fingerprint:
         """Some of a weight's values."""
         flat = weight.detach().reshape(-1)
         stride = max(1, flat.numel() // VALUES)
@@ -57,68 +57,69 @@ class Identity:
 
 def of_network(network: nn.Module) -> str:
     """A network's weights as they stand, as a VAE's, which nothing patches."""
-    identity = Identity()
+    fingerprint = Fingerprint()
     for name, weight in sorted(network.state_dict().items()):
-        identity.look_at(name, weight)
-    return identity.text()
+        fingerprint.look_at(name, weight)
+    return fingerprint.text()
 
 
 def of_model(patcher: ModelPatcher) -> str:
     """A model or CLIP: its weights before any patch, the patches (LoRA) with their strengths, and its sampling."""
-    identity = Identity().add(type(patcher.model).__name__)
+    fingerprint = Fingerprint().add(type(patcher.model).__name__)
     for key, weight in sorted(patcher.model_state_dict().items()):  # the host's get_key_patches knows no quantised ones
         if key in patcher.hook_backup:
             weight = patcher.hook_backup[key][0]
         elif key in patcher.backup:
             weight = patcher.backup[key].weight
-        identity.look_at(key, getattr(weight, "_qdata", weight))  # what a quantised one is stored as
+        fingerprint.look_at(key, getattr(weight, "_qdata", weight))  # what a quantised one is stored as
         for strength, patch, of_weight, offset, _ in patcher.patches.get(key, ()):
-            identity.add(strength, of_weight, offset)
-            _look_at_patch(identity, patch)
+            fingerprint.add(strength, of_weight, offset)
+            _look_at_patch(fingerprint, patch)
     sampling = patcher.get_model_object("model_sampling") if hasattr(patcher.model, "model_sampling") else None
     if sampling is not None:
-        identity.add([base.__name__ for base in type(sampling).__mro__]).add(sampling.sigmas)
-    return identity.text()
+        fingerprint.add([base.__name__ for base in type(sampling).__mro__]).add(sampling.sigmas)
+    return fingerprint.text()
 
 
 def of_patches(patcher: ModelPatcher) -> str:
     """What else is on a model, by name, and our own settings in full: what a sampling run with it would meet."""
     transformer = patcher.model_options.get("transformer_options", {})
-    identity = Identity().add(sorted(map(str, transformer.get("patches", {}))))
-    identity.add({str(kind): sorted(map(str, found)) for kind, found in transformer.get("patches_replace", {}).items()})
-    identity.add({str(kind): sorted(map(str, found)) for kind, found in patcher.wrappers.items() if found})
-    identity.add(sorted(map(str, patcher.attachments)), sorted(key for key in patcher.model_options))
+    fingerprint = Fingerprint().add(sorted(map(str, transformer.get("patches", {}))))
+    replaced = transformer.get("patches_replace", {})
+    fingerprint.add({str(kind): sorted(map(str, found)) for kind, found in replaced.items()})
+    fingerprint.add({str(kind): sorted(map(str, found)) for kind, found in patcher.wrappers.items() if found})
+    fingerprint.add(sorted(map(str, patcher.attachments)), sorted(key for key in patcher.model_options))
     settings = patcher.get_attachment(KEY)
     if settings is not None:
         for applied in settings.subjects:
-            identity.add(of_subject(applied.subject), applied.weight, applied.start, applied.end)
-            identity.add(*([] if applied.region is None else [applied.region]))
+            fingerprint.add(of_subject(applied.subject), applied.weight, applied.start, applied.end)
+            fingerprint.add(*([] if applied.region is None else [applied.region]))
         for encoder in settings.encoders:
-            identity.add(of_subject(encoder.subject), encoder.strength, encoder.start, encoder.end)
-        identity.add(settings.guidance)
-    return identity.text()
+            fingerprint.add(of_subject(encoder.subject), encoder.strength, encoder.start, encoder.end)
+        fingerprint.add(settings.guidance)
+    return fingerprint.text()
 
 
 def of_subject(subject: Subject) -> str:
     """All that the subject's effect depends on."""
-    identity = Identity().add(subject.picture, subject.latent, subject.noise_seed)
-    identity.add("no mask" if subject.mask is None else subject.mask)
+    fingerprint = Fingerprint().add(subject.picture, subject.latent, subject.noise_seed)
+    fingerprint.add("no mask" if subject.mask is None else subject.mask)
     for cross, more in subject.caption or []:
-        identity.add(cross, *([] if more.get("pooled_output") is None else [more["pooled_output"]]))
+        fingerprint.add(cross, *([] if more.get("pooled_output") is None else [more["pooled_output"]]))
     encoding = subject.encoding
     if encoding is not None:
-        identity.add(encoding.tokens, *([] if encoding.without is None else [encoding.without]))
-    return identity.text()
+        fingerprint.add(encoding.tokens, *([] if encoding.without is None else [encoding.without]))
+    return fingerprint.text()
 
 
-def _look_at_patch(identity: Identity, patch: Any) -> None:
+def _look_at_patch(fingerprint: Fingerprint, patch: Any) -> None:
     if isinstance(patch, comfy.weight_adapter.WeightAdapterBase):
-        identity.add(patch.name)
+        fingerprint.add(patch.name)
         patch = patch.weights
     if isinstance(patch, Tensor):
-        identity.look_at("", patch)
+        fingerprint.look_at("", patch)
     elif isinstance(patch, (tuple, list)):
         for part in patch:
-            _look_at_patch(identity, part)
+            _look_at_patch(fingerprint, part)
     else:
-        identity.add(patch)
+        fingerprint.add(patch)

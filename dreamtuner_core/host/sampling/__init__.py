@@ -1,0 +1,1 @@
+"""One sampling run: its state, the reference pass, and the self-attentions that read the reference."""
