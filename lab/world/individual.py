@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .kinds import KINDS
+from .palette import far_apart
 
 HELD_OUT = 10  # one in so many individuals is shown in no training picture
 
@@ -41,12 +42,11 @@ def is_held_out(individual: Individual) -> bool:
 
 
 def sample_individual(rng: np.random.Generator, kind: str | None = None, held_out: bool = False) -> Individual:
-    """An individual (of `kind`) from the training share, or from the held-out tenth. Its colours differ."""
+    """An individual (of `kind`) from the training share, or from the held-out tenth. Its colours are far apart."""
     while True:
         word = kind or str(rng.choice(list(KINDS)))
         attributes = KINDS[word].attributes
-        palette = iter(rng.permutation(len(next(a.values for a in attributes if a.group == "colours"))))
-        values = (next(palette) if a.group == "colours" else rng.integers(len(a.values)) for a in attributes)
-        individual = Individual(word, tuple(int(value) for value in values))
-        if is_held_out(individual) == held_out:
+        individual = Individual(word, tuple(int(rng.integers(len(attribute.values))) for attribute in attributes))
+        palette = (individual[attribute.name] for attribute in attributes if attribute.group == "colours")
+        if far_apart(palette) and is_held_out(individual) == held_out:
             return individual

@@ -17,7 +17,7 @@ from .shapes import Points, arc, box, disc
 
 SUPERSAMPLING = 3
 LINE = 2.2  # the outline's width, in hundredths of the subject's box
-PERIOD = 14.0  # of patterns, likewise: a bar is half of it
+PERIOD = 16.0  # of patterns, likewise: a bar is half of it
 PATTERNS = ("plain", "stripes", "dots", "checks")
 
 
@@ -62,7 +62,8 @@ class Pen:
         pencil = ImageDraw.Draw(printed)
         for shape in _pattern(pattern, points):
             pencil.polygon(self.map(shape), 255)
-        self.image.paste(rgb(colour), mask=ImageChops.multiply(inside, printed))
+        bounds = inside.getbbox()
+        self.image.paste(rgb(colour), bounds, ImageChops.multiply(inside.crop(bounds), printed.crop(bounds)))
         ImageDraw.Draw(self.image).polygon(self.map(points), None, INK, max(1, round(LINE * self.scale)))
 
     def line(self, points: Points, width: float, fill: str | Colour, outlined: bool = True) -> None:

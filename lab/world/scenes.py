@@ -25,24 +25,22 @@ def plain(rgb: tuple[int, int, int]) -> Painter:
     return paint
 
 
-def soft_noise(side: int, width: int, rng: np.random.Generator, cell: int = 4) -> np.ndarray:
-    """[side, width, 1] blocky noise in -1..1."""
-    coarse = rng.uniform(-1, 1, (-(-side // cell), -(-width // cell))).astype(np.float32)
-    return np.kron(coarse, np.ones((cell, cell), np.float32))[:side, :width, None]
-
-
 def beach(side: int, width: int, rng: np.random.Generator) -> Scene:
     y, horizon, shore = rows(side), rng.uniform(0.25, 0.35), rng.uniform(0.5, 0.6)
     sea = np.where(y < horizon, colour(150, 210, 245), colour(30, 130, 190))
-    picture = np.where(y < shore, sea, colour(238, 214, 160))
-    return picture + 0.03 * soft_noise(side, width, rng) * (y > shore)
+    foam = (y >= shore - 0.03) & (y < shore)
+    picture = np.where(y < shore, np.where(foam, colour(225, 240, 245), sea), colour(238, 214, 160))
+    return np.broadcast_to(picture, (side, width, 3)).copy()
 
 
 def grass(side: int, width: int, rng: np.random.Generator) -> Scene:
     y, horizon = rows(side), rng.uniform(0.3, 0.4)
     ground = colour(86, 160, 60) * (1.15 - 0.3 * y)
-    picture = np.where(y < horizon, colour(170, 215, 250), ground)
-    return picture + 0.05 * soft_noise(side, width, rng) * (y > horizon)
+    picture = np.broadcast_to(np.where(y < horizon, colour(170, 215, 250), ground), (side, width, 3)).copy()
+    dot = max(1, side // 42)
+    for top, left in rng.integers((int(side * horizon) + dot, 0), (side - dot, width - dot), (9 * width // side, 2)):
+        picture[top : top + dot, left : left + dot] = colour(250, 235, 120)
+    return picture
 
 
 def snow(side: int, width: int, rng: np.random.Generator) -> Scene:
@@ -53,8 +51,9 @@ def snow(side: int, width: int, rng: np.random.Generator) -> Scene:
 
 def night_sky(side: int, width: int, rng: np.random.Generator) -> Scene:
     picture = np.broadcast_to(colour(12, 16, 50) + colour(25, 25, 70) * rows(side), (side, width, 3)).copy()
-    for y, x in rng.integers(0, (side - side // 64, width - side // 64), (14 * width // side, 2)):
-        picture[y : y + side // 64, x : x + side // 64] = colour(255, 250, 210)
+    dot = max(1, side // 42)
+    for top, left in rng.integers(0, (side - dot, width - dot), (12 * width // side, 2)):
+        picture[top : top + dot, left : left + dot] = colour(255, 250, 210)
     return picture
 
 
@@ -63,7 +62,7 @@ def brick_wall(side: int, width: int, rng: np.random.Generator) -> Scene:
     y, x = np.mgrid[:side, :width] + rng.integers(0, length)
     x = x + (y // height % 2) * (length // 2)
     joint = (y % height < side // 64) | (x % length < side // 64)
-    shade = rng.uniform(0.85, 1.1, (64, 64)).astype(np.float32)[y // height % 64, x // length % 64]
+    shade = rng.uniform(0.88, 1.1, (64, 64)).astype(np.float32)[y // height % 64, x // length % 64]
     return np.where(joint[..., None], colour(205, 195, 185), colour(165, 75, 55) * shade[..., None])
 
 
@@ -73,8 +72,7 @@ def wooden_floor(side: int, width: int, rng: np.random.Generator) -> Scene:
     shade = rng.uniform(0.85, 1.08, 16).astype(np.float32)[y // height % 16]
     plank = colour(190, 135, 80) * shade[:, None, None]
     plank = np.where((y % height < side // 64)[:, None, None], colour(110, 70, 35), plank)
-    grain = rng.uniform(-0.03, 0.03, (side, 1, 1)).astype(np.float32)
-    return np.broadcast_to(plank + grain, (side, width, 3)).copy()
+    return np.broadcast_to(plank, (side, width, 3)).copy()
 
 
 def tiled_floor(side: int, width: int, rng: np.random.Generator) -> Scene:

@@ -43,9 +43,9 @@ def sample_view(rng: np.random.Generator, kind: str, pose: str | None = None) ->
         squeeze=float(u(0.88, 1.0)),
         skew=float(u(-5, 5)),
         light=float(u(0, 360)),
-        shade=float(u(0.05, 0.3)),
-        brightness=float(u(0.88, 1.06)),
-        softness=float(u(0.3, 0.7)) if rng.random() < SOFT else 0.0,
+        shade=float(u(0.05, 0.25)),
+        brightness=float(u(0.9, 1.06)),
+        softness=float(u(0.25, 0.5)) if rng.random() < SOFT else 0.0,
     )
 
 

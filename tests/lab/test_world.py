@@ -1,6 +1,7 @@
 """The world of individuals: reproducible, true masks and attributes, letters that are never mirrored."""
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -23,6 +24,7 @@ from lab.world import (
     sample_individual,
     sample_view,
 )
+from lab.world.palette import far_apart
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -47,8 +49,9 @@ def test_same_seed_same_bytes(kind):
 def test_ten_million_individuals(kind):
     attributes = KINDS[kind].attributes
     painted = sum(attribute.group == "colours" for attribute in attributes)
+    colourings = sum(far_apart(some) for some in itertools.permutations(COLOURS, painted))
     others = math.prod(len(attribute.values) for attribute in attributes if attribute.group != "colours")
-    assert others * math.perm(len(COLOURS), painted) >= 10**7
+    assert others * colourings >= 10**7
     assert {attribute.group for attribute in attributes} <= set(GROUPS)
     assert len({attribute.name for attribute in attributes}) == len(attributes)
 
@@ -69,12 +72,12 @@ def test_every_attribute_can_be_seen(kind):
 
 
 @each_kind
-def test_sampled_colours_differ(kind):
+def test_sampled_colours_are_far_apart(kind):
     rng = np.random.default_rng(5)
     names = [attribute.name for attribute in KINDS[kind].attributes if attribute.group == "colours"]
     for _ in range(50):
         one = sample_individual(rng, kind)
-        assert len({one[name] for name in names}) == len(names)
+        assert far_apart(one[name] for name in names)
 
 
 def test_held_out_are_never_sampled_in_training():
@@ -133,11 +136,11 @@ def test_letters_are_never_mirrored(kind):
 
     def lettering(view):
         """Where two individuals differ that differ in their letters alone."""
-        return np.abs(draw(one, view, 120).astype(int) - draw(other, view, 120)).max(-1) > 100
+        return np.abs(draw(one, view, 240).astype(int) - draw(other, view, 240)).max(-1) > 100
 
     def likeness(first, second):
         """Intersection over union of two masks at the best shift along the row."""
-        shifted = (np.roll(second, shift, 1) for shift in range(-40, 41))
+        shifted = (np.roll(second, shift, 1) for shift in range(-90, 91))
         return max((first & s).sum() / (first | s).sum() for s in shifted)
 
     first, second = lettering(view), lettering(mirrored)
@@ -162,6 +165,15 @@ def test_captions_grammar():
         assert picture.caption.endswith(picture.scene)
         assert not set(COLOURS) & set(named) or picture.subjects[0].individual.colour in named
     assert 0.2 < np.mean([bool(set(COLOURS) & set(p.caption.split(",")[0].split())) for p in captions]) < 0.4
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_scenes_fill_the_picture(scene):
+    for side in (32, 96, 128, 256):
+        for width in (side, 2 * side):
+            picture = SCENES[scene](side, width, np.random.default_rng(0))
+            assert picture.shape == (side, width, 3)
+            assert -0.05 < picture.min() < picture.max() < 1.2
 
 
 def test_what_is_asked_for_is_drawn():

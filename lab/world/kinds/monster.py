@@ -1,4 +1,4 @@
-"""A monster: 4 bodies x 3 eyes x 4 mouths x 4 tops x 3 feet x 4 patterns x 6 logos x 11,880 colourings = 1.6e8."""
+"""A monster: 4 bodies x 3 eyes x 4 mouths x 4 tops x 3 feet x 4 patterns x 6 logos x 7,248 colourings = 1.0e8."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KIND = Kind(
         shape("eyes", "one", "two", "three"),
         shape("mouth", "smile", "fangs", "round", "teeth"),
         shape("top", "horns", "ears", "spikes", "none"),
-        shape("feet", "two", "many", "tail"),
+        shape("feet", "two", "many", "slug"),
         *colours("body", "pattern", "belly", "horn"),
         PATTERN,
         LOGO,
@@ -59,7 +59,7 @@ def _feet(pen: Pen, kind: str, colour: str) -> None:
         for x in (-21, -7, 7, 21):
             pen.part(box(x, 40, 10, 16, 4), colour)
     else:
-        pen.part(polygon((10, 30), (46, 47), (-20, 47), radius=3), colour)
+        pen.part(arc(0, 47, 40, 15, 180, 360), colour)
 
 
 def _top(pen: Pen, kind: str, body: str, colour: str) -> None:
