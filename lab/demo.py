@@ -11,12 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from dreamtuner_core.sheet import Cell, contact_sheet
 from lab import workflow
+from lab.card import card
 from lab.client import ComfyError, Progress
 from lab.host import HOME, ROOT, say
 from lab.inside import host_tree
 from lab.server import ComfyServer
-from lab.sheet import Cell, card, contact_sheet
 from lab.workflow import Graph
 
 MINI = ROOT / "lab" / "mini"

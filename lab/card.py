@@ -1,0 +1,17 @@
+"""A workflow's card: one picture, and in its corner what made it."""
+
+from __future__ import annotations
+
+from PIL import Image, ImageOps
+
+SIDE, INSET, EDGE, GAP = 512, 120, 5, 16  # pixels: of the card, of what lies in its corner, its white edge, between
+
+
+def card(result: Image.Image, *corner: Image.Image) -> Image.Image:
+    """Square, for the page's template list frames it so."""
+    square = ImageOps.fit(result.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    for i, picture in enumerate(corner):
+        white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+        inset = ImageOps.pad(white.convert("RGB"), (INSET, INSET), Image.Resampling.LANCZOS, color="white")
+        square.paste(ImageOps.expand(inset, EDGE, "white"), (GAP + i * (INSET + 2 * EDGE + GAP), GAP))
+    return square
