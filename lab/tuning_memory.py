@@ -105,7 +105,7 @@ class Live(TorchDispatchMode):
 def counted(case: Case) -> Count:
     """One step of that case, a later one: the optimiser's moments are there."""
     network = importlib.import_module(f"{PACK}.dreamtuner_core.host.tuning.adapters")
-    texts = importlib.import_module(f"{PACK}.dreamtuner_core.host.tuning.texts")
+    calls = importlib.import_module(f"{PACK}.dreamtuner_core.host.calls")
     units = importlib.import_module(f"{PACK}.dreamtuner_core.host.unet")
     import comfy.ldm.modules.attention as attention
     from comfy.model_patcher import ModelPatcher
@@ -132,7 +132,7 @@ def counted(case: Case) -> Count:
         def encoded(with_word: bool) -> Any:
             tokens = {name: [_chunk(words[name] if with_word else None)] for name in words}
             with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone() if x.ndim == 3 else x, lambda x: x):
-                return texts.Text(*clip.encode_token_weights(tokens)[:2])
+                return calls.Text(*clip.encode_token_weights(tokens)[:2])
 
         def loss() -> Tensor:
             told = [encoded(True), encoded(False)]

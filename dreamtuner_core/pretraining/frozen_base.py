@@ -17,13 +17,13 @@ import comfy.sample
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP, add_wrapper
 from torch import Tensor
 
 from ..encoder.file import read
 from ..encoder.model import EncoderConfig, SubjectEncoder, transformer_blocks
 from ..encoder.tower import ImageTower
 from ..host.apply import apply_encoder
+from ..host.calls import Text, conditions, unet_output
 from ..host.encoder.load import LoadedEncoder, clip_pixels, clip_states, own_states
 from ..host.options import Options
 from ..host.subject.encode import encode_picture
@@ -94,46 +94,25 @@ class FrozenBase:
             return own_states(encoder.tower, pictures, encoder.config.layers)
         return clip_states(self.clip_vision, clip_pixels(self.clip_vision, pictures), encoder.config.layers)[0]
 
-    def _text(self, caption: str) -> tuple[Tensor, Tensor | None]:
-        """[1, 77, D] and, where the base has one, the pooled text [1, P]."""
-        cross, more = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))[0]
-        return cross[:, :TEXT_TOKENS], more.get("pooled_output")
+    def _text(self, caption: str) -> Text:
+        cross, pooled = Text.of(self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption)))
+        return Text(cross[:, :TEXT_TOKENS], pooled)
 
-    def told(self, noisy: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-        """What the U-Net is told of each row, as the host's sampler would: the text, and SDXL's y."""
-        crosses, pooled = zip(*map(self.text, captions), strict=True)
-        conds = self.model.model.extra_conds(
-            noise=noisy,
-            latent_image=torch.zeros_like(noisy),
-            device=noisy.device,
-            prompt_type="positive",
-            width=8 * noisy.shape[-1],
-            height=8 * noisy.shape[-2],
-            cross_attn=torch.cat(crosses).to(noisy.device),
-            pooled_output=None if pooled[0] is None else torch.cat(pooled),
-        )
-        rows = len(captions)
-        return {k: c.process_cond(batch_size=rows, device=noisy.device, area=None).cond for k, c in conds.items()}
+    def conditions(self, noisy: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the U-Net reads beside [B, C, h, w]: the text of each row, and SDXL's y."""
+        return conditions(self.model.model, noisy, [self.text(caption) for caption in captions])
 
     def predict(self, noisy: Tensor, sigma: Tensor, captions: Sequence[str], hints: Tensor | None) -> Tensor:
-        """What the U-Net says of [B, C, h, w] at the noise levels [B], told captions and layout [B, 3, S, S]."""
-        said: list[Tensor] = []
-
-        def listen(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-            said.append(executor(*args, **kwargs))
-            return said[-1]
-
+        """The U-Net's output for [B, C, h, w] at the noise levels [B], with captions and layout [B, 3, S, S]."""
         options: Options = {"sigmas": sigma, "cond_or_uncond": [0]}
-        add_wrapper(WrappersMP.DIFFUSION_MODEL, listen, options)
         with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
-            told = self.told(noisy, captions)
+            conds = self.conditions(noisy, captions)
             self.ready()
-            control = self._layout(noisy, sigma, told, hints, options)
-        self.model.model.apply_model(noisy, sigma, **told, control=control, transformer_options=options)
-        return said[0].float()
+            control = self._layout(noisy, sigma, conds, hints, options)
+        return unet_output(self.model.model, noisy, sigma, conds, options, control=control)
 
     def _layout(
-        self, noisy: Tensor, sigma: Tensor, told: Mapping[str, Tensor], hints: Tensor | None, options: Options
+        self, noisy: Tensor, sigma: Tensor, conds: Mapping[str, Tensor], hints: Tensor | None, options: Options
     ) -> dict[str, list[Tensor]] | None:
         """What the ControlNet adds; the part for the skips goes in by a patch, for the host adds to them in place."""
         if self.control is None or hints is None:
@@ -142,7 +121,7 @@ class FrozenBase:
         control.pre_run(self.model.model, self.model.model.model_sampling.percent_to_sigma)
         control.set_cond_hint(hints)
         control.cond_hint = None  # the last step's, kept by the host
-        added = control.get_control(noisy, sigma, told, 1, options)
+        added = control.get_control(noisy, sigma, conds, 1, options)
         skips: list[Tensor] = added.pop("output", [])
 
         def add(h: Tensor, skip: Tensor, now: Options) -> tuple[Tensor, Tensor]:
@@ -176,24 +155,32 @@ class FrozenBase:
         reference, picture = row.reference.movedim(0, -1)[None], row.picture.movedim(0, -1)[None]
         latent = torch.zeros_like(self.vae.encode(picture))
         subject = Subject(reference, None, latent, None, encoding=encode_picture(encoder, reference))
-        texts = []
-        for caption in (row.caption, ""):
-            cross, pooled = self.text(caption)
-            more: dict[str, Any] = {"pooled_output": pooled}
-            if self.control is not None and row.hint is not None:
-                control = self.control.copy().set_cond_hint(row.hint[None])
-                more |= {"control": control, "control_apply_to_uncond": True}
-            texts.append([[cross, more]])
+        positive, negative = (self._conditioning(caption, row.hint) for caption in (row.caption, ""))
         noise, columns = comfy.sample.prepare_noise(latent, seed), [_resized(reference, picture), picture]
         for beta in BETAS:
             drawn = comfy.sample.sample(
-                *(apply_encoder(self.model, subject, beta), noise, SHEET_STEPS, SHEET_CFG),
-                *(SHEET_SAMPLER, SHEET_SCHEDULER, *texts, latent),
+                apply_encoder(self.model, subject, beta),
+                noise,
+                SHEET_STEPS,
+                SHEET_CFG,
+                SHEET_SAMPLER,
+                SHEET_SCHEDULER,
+                positive,
+                negative,
+                latent,
                 disable_pbar=True,
                 seed=seed,
             )
             columns.append(self.vae.decode(drawn).cpu())
         return torch.cat(columns, dim=2)[0]
+
+    def _conditioning(self, caption: str, hint: Tensor | None) -> list:
+        """The host's CONDITIONING, with the layout [3, S, S] where there is a ControlNet."""
+        conditioning = self.text(caption).conditioning()
+        if self.control is not None and hint is not None:
+            control = self.control.copy().set_cond_hint(hint[None])
+            conditioning[0][1] |= {"control": control, "control_apply_to_uncond": True}
+        return conditioning
 
 
 def _resized(picture: Tensor, like: Tensor) -> Tensor:

@@ -155,11 +155,11 @@ def test_the_layout_is_the_hosts_own(files: dict[str, str]) -> None:
     with torch.no_grad():
         ours = base.predict(noisy, sigma, CAPTIONS, hints)
         plain = base.predict(noisy, sigma, CAPTIONS, None)
-        told = base.told(noisy, CAPTIONS)
+        conds = base.conditions(noisy, CAPTIONS)
         base.control.pre_run(base.model.model, base.model.model.model_sampling.percent_to_sigma)
         base.control.set_cond_hint(hints).cond_hint = None
-        control = base.control.get_control(noisy, sigma, told, 1, {})
-        x0 = base.model.model.apply_model(noisy, sigma, **told, control=control, transformer_options={})
+        control = base.control.get_control(noisy, sigma, conds, 1, {})
+        x0 = base.model.model.apply_model(noisy, sigma, **conds, control=control, transformer_options={})
         sampling = base.model.model.model_sampling
         torch.testing.assert_close(sampling.calculate_denoised(sigma, ours, noisy), x0)
     assert float((ours - plain).abs().max()) > 0.01

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...bank import Features, LayerFeatures
 from ...subject import Subject, token_grid
+from ..calls import Text, conditions
 from ..encoder.patch import EncoderAtWork, with_encoders
 from ..kernels import plain_attention
 from ..options import Options, Patch
@@ -79,30 +80,22 @@ def reference_features(
 
 
 def text_conditions(patcher: ModelPatcher, subject: Subject, device: torch.device) -> dict[str, Tensor]:
-    """What the U-Net is told of the reference (context, SDXL's y, an inpainting model's channels), for one row."""
-    model = patcher.model
-    height, width = subject.picture.shape[1:3]
-    latent = torch.zeros_like(subject.latent, device=device)
-    told: dict[str, Any] = {"noise": latent, "device": device, "width": width, "height": height}
-    told |= {"prompt_type": "positive", "latent_image": latent}
-    if subject.caption is not None:
-        told["cross_attn"], more = subject.caption[0]
-        if more.get("pooled_output") is not None:
-            told["pooled_output"] = more["pooled_output"]
+    """The conditions of the reference's one row, with its own caption; without one, zeros stand for the text."""
+    model, (height, width) = patcher.model, subject.picture.shape[1:3]
+    if subject.caption is None:
+        text = Text(torch.zeros(1, EMPTY_TEXT_TOKENS, context_size(patcher)), None)
     else:
-        told["cross_attn"] = torch.zeros(1, EMPTY_TEXT_TOKENS, context_size(patcher))
-    if model.adm_channels and "pooled_output" not in told:
-        told["pooled_output"] = _no_pooled_text(model, told)
-    return {
-        name: cond.process_cond(batch_size=1, device=device, area=None).cond.to(device)
-        for name, cond in model.extra_conds(**told).items()
-    }
+        text = Text.of(subject.caption)
+    if model.adm_channels and text.pooled is None:
+        text = text._replace(pooled=_no_pooled_text(model, height, width, device))
+    return conditions(model, subject.latent.to(device), [text], (height, width))
 
 
-def _no_pooled_text(model: comfy.model_base.BaseModel, told: dict[str, Any]) -> Tensor:
+def _no_pooled_text(model: comfy.model_base.BaseModel, height: int, width: int, device: torch.device) -> Tensor:
     """Zeros of the width that the model expects of a pooled text: what its own numbers leave of y."""
+    empty = torch.zeros(1, 0)
     try:
-        own = model.encode_adm(**told, pooled_output=torch.zeros(1, 0)).shape[-1]
+        own = model.encode_adm(height=height, width=width, device=device, pooled_output=empty).shape[-1]
     except (KeyError, TypeError, RuntimeError):
         own = 0
     return torch.zeros(1, model.adm_channels - own)

@@ -22,18 +22,18 @@ import comfy.utils
 import torch
 import torch.utils.checkpoint
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP, add_wrapper
+from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from ...tuning.losses import EPS, V
 from ...tuning.pairs import generator
+from ..calls import Text, conditions, unet_output
 from ..kernels import DIFFERENTIABLE
 from ..options import Options
 from ..settings import KEY
 from ..unet import Layer
-from .texts import Text
 
 Wrapper = Callable[[Tensor], Tensor]
 RECOMPUTED = (host.SpatialTransformer, comfy.clip_model.CLIPAttention, comfy.clip_model.CLIPMLP)  # and ResBlock
@@ -294,17 +294,9 @@ def predict(
     noisy: [B, C, h, w]; sigma: [B]; texts: one for each row; layers: the U-Net's. joined: adds to the call's
     transformer_options what else is at work.
     """
-    said: list[Tensor] = []
-
-    def listen(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        said.append(executor(*args, **kwargs))
-        return said[-1]
-
     options: Options = {"sigmas": sigma, "cond_or_uncond": [0] * len(texts), **_differentiable(layers)}
-    add_wrapper(WrappersMP.DIFFUSION_MODEL, listen, options)
     options = options if joined is None else joined(options)
-    model.apply_model(noisy, sigma, **_told(model, noisy, texts), transformer_options=options)
-    return said[0].float()
+    return unet_output(model, noisy, sigma, conditions(model, noisy, texts), options)
 
 
 def has_way_back() -> bool:
@@ -321,16 +313,3 @@ def _differentiable(layers: Sequence[Layer]) -> Options:
         return host.attention_pytorch(q, k, v, options["n_heads"], attn_precision=options["attn_precision"])
 
     return {"patches_replace": {kind: dict.fromkeys(layers, attend) for kind in ("attn1", "attn2")}}
-
-
-def _told(model: comfy.model_base.BaseModel, noisy: Tensor, texts: Sequence[Text]) -> dict[str, Tensor]:
-    """What the U-Net is told of each row: the text, SDXL's y, an inpainting model's channels."""
-    blank = torch.zeros_like(noisy[:1])
-    size = {"width": 8 * noisy.shape[-1], "height": 8 * noisy.shape[-2]}
-    told: dict[str, list[Any]] = {}
-    for text in texts:
-        given = {"noise": blank, "latent_image": blank, "device": noisy.device, "prompt_type": "positive", **size}
-        conds = model.extra_conds(**given, cross_attn=text.cross.to(noisy.device), pooled_output=text.pooled)
-        for name, cond in conds.items():
-            told.setdefault(name, []).append(cond.process_cond(batch_size=1, device=noisy.device, area=None))
-    return {name: first.concat(others) for name, (first, *others) in told.items()}

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.sd
 import torch
 from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
+from ..calls import Text
+
 Tokens = dict[str, list[list[tuple[Any, float]]]]
 """The host's tokens: by tokenizer ("l", "g", "h"), chunks of 77 pairs of a token (id, or an embedding) and a weight."""
 
 CLIP_SCALE = 0.014  # root mean square of CLIP ViT-L/14's token embeddings
-
-
-class Text(NamedTuple):
-    """An encoded text. cross: [1, 77, D]. pooled: [1, P] or None."""
-
-    cross: Tensor
-    pooled: Tensor | None
-
-    @classmethod
-    def of(cls, conditioning: list) -> Text:
-        """The first text of the host's CONDITIONING, copied."""
-        (cross, more), *_ = conditioning
-        pooled = more.get("pooled_output")
-        return cls(cross.clone(), None if pooled is None else pooled.clone())
-
-    def conditioning(self) -> list:
-        """As the host's CONDITIONING."""
-        return [[self.cross, {"pooled_output": self.pooled}]]
 
 
 class ClassTexts:

@@ -15,13 +15,14 @@ from torch.nn import Parameter
 from ...tuning.config import milestones
 from ...tuning.loop import Group, Tuning
 from ...tuning.pairs import Draw, Pairs
+from ..calls import Text
 from ..files import read, write
 from ..unet import self_attentions
 from .adapters import Adapters, on_host, predict, recomputed, text_adapters, unet_adapters
 from .encoder import LearningEncoder
 from .files import TuningFiles, settings_of
 from .regular import draw
-from .texts import Text, Tokens, tokenize
+from .texts import Tokens, tokenize
 
 if TYPE_CHECKING:
     from .job import Job
@@ -51,7 +52,7 @@ class Training:
             self.text = text_adapters(job.clip, method, config.rank, config.seed, device)
             words = {name: Parameter(word.to(device, copy=True)) for name, word in self.texts.words.items()}
             self.texts.words.update(words)
-            self.caption = None if caption is None else Text.of(caption)
+            self.caption = None if caption is None else Text.of(caption).clone()
             sigmas = job.model.get_model_object("model_sampling").sigmas
             self.tuning = Tuning(
                 config,
