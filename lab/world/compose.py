@@ -12,7 +12,7 @@ from .view import View, draw, sample_view
 NAMED = 0.3  # of the captions name the colour, and as many the pose
 CUT = 0.12  # of the subjects are partly beyond the border
 MAX_CUT = 0.18  # of the subject's box, then
-PAIR = (0.5, 0.58)  # sizes of two subjects in one square
+PAIR = (0.44, 0.5)  # sizes of two subjects in one square
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; it may reach beyond the picture
 

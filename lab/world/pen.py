@@ -72,8 +72,8 @@ class Pen:
             self.line(points, width, INK, outlined=False)
             width -= 2 * LINE
         pixels, mapped, pencil = width * self.scale, self.map(points), ImageDraw.Draw(self.image)
-        pencil.line(mapped, rgb(fill), round(pixels), joint="curve")
-        for x, y in (mapped[0], mapped[-1]):
+        pencil.line(mapped, rgb(fill), round(pixels))
+        for x, y in mapped:  # round ends and joints
             pencil.ellipse((x - pixels / 2, y - pixels / 2, x + pixels / 2, y + pixels / 2), rgb(fill))
 
     def eye(self, x: float, y: float, radius: float, fill: str | Colour) -> None:
