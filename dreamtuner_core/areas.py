@@ -1,0 +1,43 @@
+"""Connected areas of a mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+GRID = 320  # longest side on which areas are told apart
+
+
+def connected(inside: Tensor) -> Tensor:
+    """Label the areas of inside, [H, W] bool, whose pixels touch by a side or a corner: [H, W], 0 outside, 1 and up.
+
+    Every pixel takes the largest number among its neighbours, and then that of the pixel with this number, until
+    nothing changes.
+    """
+    numbers = torch.arange(1, inside.numel() + 1).reshape(inside.shape) * inside
+    while True:
+        # double: exact for as many pixels as there can be
+        wider = F.max_pool2d(numbers[None].double(), 3, stride=1, padding=1)[0].long() * inside
+        flat = torch.cat([torch.zeros(1, dtype=torch.long), wider.flatten()])
+        wider = flat[wider]  # a leap: the pixel of that number may know a larger one already
+        if torch.equal(wider, numbers):
+            break
+        numbers = wider
+    return torch.unique(numbers, return_inverse=True)[1] + int(bool(inside.all()))
+
+
+def largest(mask: Tensor, threshold: float = 0.5) -> Tensor:
+    """mask [H, W] in 0..1, nothing left but its largest area above the threshold, with the soft edge round it."""
+    small = F.interpolate(mask[None, None], _grid(mask), mode="area")[0, 0]
+    labels = connected(small > threshold)
+    if labels.max() == 0:
+        return mask
+    kept = labels == torch.bincount(labels.flatten())[1:].argmax() + 1
+    near = F.max_pool2d(kept[None].float(), 3, stride=1, padding=1)
+    return mask * F.interpolate(near[None], mask.shape, mode="nearest")[0, 0]
+
+
+def _grid(mask: Tensor) -> list[int]:
+    shrink = min(1.0, GRID / max(mask.shape))
+    return [max(1, round(side * shrink)) for side in mask.shape]

@@ -1,0 +1,39 @@
+"""From how far each pixel stands out to a mask of the subject."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .areas import largest
+from .u2net import normalised
+
+THRESHOLD = 0.5  # from here on a pixel is the subject
+
+
+def standing_out(network: nn.Module, image: Tensor) -> Tensor:
+    """How far each pixel of image [B, H, W, 3] stands out, on the network's own grid: [B, 1, SIDE, SIDE] in 0..1."""
+    return torch.cat([network(normalised(one[None])) for one in image])
+
+
+def as_mask(
+    found: Tensor, size: tuple[int, int], threshold: float = THRESHOLD, grow: int = 0, keep: str = "all"
+) -> Tensor:
+    """A mask [B, H, W] of zeros and ones from found [B, 1, SIDE, SIDE], for a picture of that size (H, W).
+
+    grow: pixels by which it grows; below 0 it shrinks. keep: "all", or "largest" for the largest connected area.
+    """
+    mask = (F.interpolate(found, size, mode="bilinear", align_corners=False) >= threshold).float()
+    if keep == "largest":
+        mask = torch.stack([largest(one[0]) for one in mask])[:, None]
+    return _grown(mask, grow)[:, 0]
+
+
+def _grown(mask: Tensor, pixels: int) -> Tensor:
+    """[B, 1, H, W], by a square of so many pixels: rows, then columns."""
+    if pixels < 0:
+        return 1 - _grown(1 - mask, -pixels)
+    for kernel in ((2 * pixels + 1, 1), (1, 2 * pixels + 1)):
+        mask = F.max_pool2d(mask, kernel, stride=1, padding=(kernel[0] // 2, kernel[1] // 2))
+    return mask
