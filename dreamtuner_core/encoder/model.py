@@ -25,31 +25,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attention import Attention, softmax_attention
+from .blocks import LAYER_NAME, AttentionShape, attention_shapes, context_width, transformer_blocks
 from .tower import ImageTower, TowerConfig
 
 PAPERS_LAYERS = (25, 4, 8, 12, 16)  # of ViT-H/14's 32, in the order in which they are concatenated
 PAPERS_DEPTH = 32
 TRAINED_AT = 1.0  # beta while training; 0.2 is the usual strength afterwards (4.4)
-LAYER_NAME = re.compile(r"(input|middle|output)_\d{1,3}_\d{1,3}")
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
     """The paper's layers for a tower of that depth: the same fractions of it, each once, none before the first."""
     return tuple(dict.fromkeys(max(1, round(layer * depth / PAPERS_DEPTH)) for layer in PAPERS_LAYERS))
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """One transformer block: the width of its hidden states, and its cross-attention's heads and their size."""
-
-    width: int
-    heads: int
-    head_size: int
-
-    @property
-    def inner(self) -> int:
-        """Width of q, k and v."""
-        return self.heads * self.head_size
 
 
 @dataclass(frozen=True)
@@ -213,45 +199,6 @@ class SubjectEncoderAttention(nn.Module):
         """h: [B, N, width], after self-attention -> [B, N, width], what Eq. 1 multiplies by beta."""
         k, v = (x.expand(h.shape[0], -1, -1) for x in subject)
         return self.to_out(attention(self.to_q(self.norm(h)), k, v, self.heads))
-
-
-# --- where they go in a U-Net ----------------------------------------------------------------------------------------
-
-
-def transformer_blocks(unet: Any) -> dict[str, Any]:
-    """The transformer blocks of a U-Net in the original layout, in the order in which they run, by name.
-
-    It has input_blocks, middle_block and output_blocks, and each of its spatial transformers `transformer_blocks`:
-    the host's U-Nets and the lab's mini base.
-    """
-    parts = [("input", i, block) for i, block in enumerate(unet.input_blocks)]
-    parts += [("middle", 0, unet.middle_block)]
-    parts += [("output", i, block) for i, block in enumerate(unet.output_blocks)]
-    return {
-        layer_name(part, number, depth): block
-        for part, number, modules in parts
-        for module in modules
-        for depth, block in enumerate(getattr(module, "transformer_blocks", ()))
-    }
-
-
-def layer_name(part: str, number: int, depth: int) -> str:
-    """The name of block `depth` of the transformer in a part's (input, middle, output) block `number`."""
-    return f"{part}_{number}_{depth}"
-
-
-def attention_shapes(blocks: Mapping[str, Any]) -> dict[str, AttentionShape]:
-    """The settings of each block's cross-attention `attn2`, which its S-E-A shares."""
-    shapes = {}
-    for name, block in blocks.items():
-        inner, width = block.attn2.to_q.weight.shape
-        shapes[name] = AttentionShape(width, block.attn2.heads, inner // block.attn2.heads)
-    return shapes
-
-
-def context_width(blocks: Mapping[str, Any]) -> int:
-    """Width of the text that the blocks' cross-attentions read."""
-    return next(iter(blocks.values())).attn2.to_k.weight.shape[1]
 
 
 @contextmanager

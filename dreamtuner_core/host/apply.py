@@ -10,8 +10,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..encoder.blocks import attention_shapes, layer_name
 from ..encoder.ip_adapter import numbered
-from ..encoder.model import EncoderConfig, attention_shapes, layer_name
+from ..encoder.model import EncoderConfig
 from ..guidance import Guidance
 from ..subject import Subject
 from .encoder.load import LoadedEncoder

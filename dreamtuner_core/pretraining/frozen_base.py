@@ -19,8 +19,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..encoder.blocks import transformer_blocks
 from ..encoder.file import read
-from ..encoder.model import EncoderConfig, SubjectEncoder, transformer_blocks
+from ..encoder.model import EncoderConfig, SubjectEncoder
 from ..encoder.tower import ImageTower
 from ..host.apply import apply_encoder
 from ..host.calls import Text, conditions, unet_output

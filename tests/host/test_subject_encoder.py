@@ -20,7 +20,8 @@ import folder_paths
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from dreamtuner_pack.dreamtuner_core.encoder.model import EncoderConfig, SubjectEncoder, inserted, transformer_blocks
+from dreamtuner_pack.dreamtuner_core.encoder.blocks import transformer_blocks
+from dreamtuner_pack.dreamtuner_core.encoder.model import EncoderConfig, SubjectEncoder, inserted
 from dreamtuner_pack.dreamtuner_core.guidance import Guidance
 from dreamtuner_pack.dreamtuner_core.host.encoder.load import LoadedEncoder, clip_states, encode_picture, on_a_square
 from dreamtuner_pack.nodes.subject import EncodeSubjectImage

@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamtuner_core.encoder.model import EncoderConfig, SubjectEncoder, transformer_blocks
+from dreamtuner_core.encoder.blocks import transformer_blocks
+from dreamtuner_core.encoder.model import EncoderConfig, SubjectEncoder
 from dreamtuner_core.encoder.tower import ImageTower, TowerConfig
 from dreamtuner_core.pretraining import loop
 from dreamtuner_core.pretraining.__main__ import RESUMABLE, processes

@@ -14,15 +14,14 @@ from formulas import gradients, plain_attention, plain_norm, randn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dreamtuner_core.encoder.blocks import AttentionShape, transformer_blocks
 from dreamtuner_core.encoder.file import Origin, read, save
 from dreamtuner_core.encoder.model import (
-    AttentionShape,
     EncoderConfig,
     SubjectEncoder,
     SubjectEncoderAttention,
     default_layers,
     inserted,
-    transformer_blocks,
 )
 from dreamtuner_core.encoder.tower import ImageTower, TowerConfig
 from lab.mini.unet import UNet

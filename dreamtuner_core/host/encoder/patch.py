@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ...attention import Attention
+from ...encoder.blocks import layer_name
 from ...encoder.ip_adapter import beside_text, numbered
-from ...encoder.model import KeysValues, SubjectEncoder, layer_name
+from ...encoder.model import KeysValues, SubjectEncoder
 from ..kernels import plain_attention
 from ..options import Options, Patch
 from ..settings import AppliedEncoder
