@@ -49,11 +49,11 @@ def paint(pen: Pen, it: Individual, view: View) -> None:
 
 def _cap(pen: Pen, kind: str, colour: str) -> None:
     if kind == "cork":
-        pen.part(polygon((-9, -48), (9, -48), (6, -30), (-6, -30), radius=2), colour)
+        pen.part(polygon((-9, -49), (9, -49), (5, -30), (-5, -30)), colour)
     elif kind == "screw":
         pen.part(box(0, -39, 28, 15, 2), colour)
     elif kind == "ball":
-        pen.part(disc(0, -39, 10), colour)
+        pen.part(disc(0, -37, 12), colour)
     else:
         pen.part(polygon((-14, -49), (14, -49), (26, -43), (14, -39), (-14, -39)), colour)
         pen.part(box(0, -36, 9, 9), colour)

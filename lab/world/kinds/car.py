@@ -71,11 +71,11 @@ def paint(pen: Pen, it: Individual, view: View) -> None:
 
 def _roof(pen: Pen, kind: str, x: float, y: float, colour: str) -> None:
     if kind == "siren":
-        pen.part(arc(x, y + 1, 9, 13, 180, 360), colour)
+        pen.part(arc(x, y + 1, 12, 16, 180, 360), colour)
     elif kind == "box":
         pen.part(box(x, y - 4, 30, 12), colour)
     elif kind == "fin":
-        pen.part(path((x - 14, y - 14), (x - 14, y + 3), (x + 12, y + 3)), colour)
+        pen.part(path((x - 17, y - 17), (x - 17, y + 3), (x + 14, y + 3)), colour)
 
 
 def _wheel(pen: Pen, kind: str, x: float, colour: str) -> None:

@@ -85,7 +85,7 @@ def _top(pen: Pen, kind: str, colour: str) -> None:
         pen.part(box(TOP_X, -30, 14, 36), colour)
     elif kind == "flag":
         pen.line(path((TOP_X, -20), (TOP_X, -48)), 3, INK, outlined=False)
-        pen.part(path((TOP_X, -49), (TOP_X + 22, -42), (TOP_X, -34)), colour)
+        pen.part(path((TOP_X, -49), (TOP_X + 26, -40), (TOP_X, -31)), colour)
     elif kind == "ball":
         pen.line(path((0, -30), (0, -40)), 5, INK, outlined=False)
-        pen.part(disc(0, -43, 6.5), colour)
+        pen.part(disc(0, -41, 8.5), colour)

@@ -65,7 +65,7 @@ def _feet(pen: Pen, kind: str, colour: str) -> None:
 def _top(pen: Pen, kind: str, body: str, colour: str) -> None:
     x = 9 if body == "cone" else 20
     if kind == "horns":
-        for horn in both(path((x - 8, -28), (x + 7, -24), (x + 9, -49))):
+        for horn in both(path((x - 9, -28), (x + 8, -22), (x + 12, -49))):
             pen.part(horn, colour)
     elif kind == "ears":
         for ear in both(disc(x + 4, -34, 11)):

@@ -77,9 +77,9 @@ def _legs(pen: Pen, kind: str, colour: str) -> None:
 def _top(pen: Pen, kind: str, y: float, colour: str) -> None:
     if kind == "antenna":
         pen.line(path((0, y), (0, y - 8)), 4, INK, outlined=False)
-        pen.part(disc(0, y - 9, 6.5), colour)
+        pen.part(disc(0, y - 7, 8), colour)
     elif kind == "horns":
-        for horn in both(polygon((4, y + 3), (16, y + 6), (17, y - 13))):
+        for horn in both(polygon((3, y + 3), (18, y + 7), (22, y - 14))):
             pen.part(horn, colour)
     elif kind == "crown":
         low, high = y + 5, y - 13
