@@ -5,6 +5,10 @@
 
 Both have the shape of classifier-free guidance, so the host's own CFG computes them: (5) is its usual step, (4) is a
 step whose unwanted side is the same text without the reference, at scale w_r.
+
+**Ours**, not the paper's: the unwanted side of (5), and of plain classifier-free guidance, may read the reference with
+a share of w_ref, `negative_weight`. Where both sides read it alike (a share of 1, dt' = 0), guidance amplifies the text
+but nothing of what the reference brings; with 0 that side reads nothing, as in (4).
 """
 
 from __future__ import annotations
@@ -68,11 +72,16 @@ def shift_sigma(sigma: float, timesteps: float, sigmas: Sequence[float]) -> floa
     """
     if timesteps == 0:
         return sigma
+    last = len(sigmas) - 1
+    shifted = min(max(position(sigma, sigmas) + timesteps * len(sigmas) / TIMESTEPS, 0.0), float(last))
+    below = min(int(shifted), last - 1)
+    low, high = math.log(sigmas[below]), math.log(sigmas[below + 1])
+    return math.exp(low + (shifted - below) * (high - low))
+
+
+def position(sigma: float, sigmas: Sequence[float]) -> float:
+    """Where in the table sigma lies, 0..len(sigmas) - 1, between two levels by its logarithm."""
     last, sigma = len(sigmas) - 1, min(max(sigma, sigmas[0]), sigmas[-1])
     above = min(bisect_right(sigmas, sigma), last)
     low, high = math.log(sigmas[above - 1]), math.log(sigmas[above])
-    position = above - 1 + (math.log(sigma) - low) / (high - low) + timesteps * len(sigmas) / TIMESTEPS
-    position = min(max(position, 0.0), float(last))
-    below = min(int(position), last - 1)
-    low, high = math.log(sigmas[below]), math.log(sigmas[below + 1])
-    return math.exp(low + (position - below) * (high - low))
+    return above - 1 + (math.log(sigma) - low) / (high - low)

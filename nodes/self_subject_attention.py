@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..dreamtuner_core.host.apply import apply_subject
+from ..dreamtuner_core.host.settings import NEGATIVE_WEIGHT
 from .common import CATEGORY, SubjectSocket, named_errors
 
 
@@ -36,11 +37,33 @@ class ApplySelfSubjectAttention(io.ComfyNode):
                     optional=True,
                     tooltip="Where in the new picture this subject may be looked at; everywhere without one.",
                 ),
+                io.Float.Input(
+                    "negative_weight",
+                    default=NEGATIVE_WEIGHT,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How much of reference_weight the negative side of CFG looks with. Lower it for more "
+                    "likeness: CFG then pulls toward the subject as it pulls toward the text. 0 is the strongest; "
+                    "try it with reference_weight 1 to 2.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model, subject, reference_weight, start_percent, end_percent, region=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        subject,
+        reference_weight,
+        start_percent,
+        end_percent,
+        region=None,
+        negative_weight=NEGATIVE_WEIGHT,
+    ) -> io.NodeOutput:
         with named_errors("Apply Self-Subject Attention"):
-            return io.NodeOutput(apply_subject(model, subject, reference_weight, start_percent, end_percent, region))
+            return io.NodeOutput(
+                apply_subject(model, subject, reference_weight, start_percent, end_percent, region, negative_weight)
+            )

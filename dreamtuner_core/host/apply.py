@@ -17,7 +17,7 @@ from ..guidance import Guidance
 from ..subject import Subject
 from .encoder.load import LoadedEncoder
 from .sampling.run import sample
-from .settings import KEY, AppliedEncoder, AppliedSubject, Settings
+from .settings import KEY, NEGATIVE_WEIGHT, AppliedEncoder, AppliedSubject, Settings
 from .unet import context_size, self_attentions
 
 
@@ -28,18 +28,24 @@ def apply_subject(
     start: float = 0.0,
     end: float = 1.0,
     region: Tensor | None = None,
+    negative_weight: float = NEGATIVE_WEIGHT,
 ) -> ModelPatcher:
     """A clone of the model that reads the subject with weight w_ref, from start to end (0..1 of sampling).
 
-    region: MASK [1, H, W] or [H, W] over the picture being made, or None. Raises ValueError, in one sentence, where
-    the model cannot read this subject or a number is out of range.
+    region: MASK [1, H, W] or [H, W] over the picture being made, or None. negative_weight: the share of w_ref, 0..1,
+    that the unwanted side of guidance reads with. Raises ValueError, in one sentence, where the model cannot read this
+    subject or a number is out of range.
     """
     if not 0 <= weight <= 100:  # NaN too
         raise ValueError(f"reference_weight must be between 0 and 100, but is {weight:g}; 2.5 to 3 is usual.")
+    if not 0 <= negative_weight <= 1:
+        raise ValueError(
+            f"negative_weight must be between 0 and 1, a share of reference_weight, but is {negative_weight:g}."
+        )
     _check_range(start, end)
     check_fit(model, subject)
     region = None if region is None else _checked_region(region)
-    return with_subject(model, AppliedSubject(subject, weight, start, end, region))
+    return with_subject(model, AppliedSubject(subject, weight, start, end, region, negative_weight))
 
 
 def apply_encoder(

@@ -11,17 +11,35 @@ from ..subject import Subject
 from .encoder.load import SubjectEncoding
 
 KEY = "dreamtuner"
+NEGATIVE_WEIGHT = 1.0  # the default share of w_ref that the unwanted side of guidance reads with
+BLOCKS = ("input", "middle", "output")  # of the U-Net
 
 
 @dataclass(frozen=True, eq=False)
 class AppliedSubject:
-    """One subject at work. weight: w_ref. start, end: percent of sampling, 0..1. region: None or [1, H, W] in 0..1."""
+    """One subject at work.
+
+    weight: w_ref. start, end: from when to when it is read, 0..1 of sampling. region: None or [1, H, W] in 0..1.
+    negative_weight: the share of w_ref, 0..1, that the unwanted side of guidance reads with.
+    end_weight: w_ref at `end`, reached in a straight line from `weight` at `start`; None where it stays.
+    blocks: the parts of the U-Net whose self-attentions read it.
+    """
 
     subject: Subject
     weight: float
     start: float = 0.0
     end: float = 1.0
     region: Tensor | None = None
+    negative_weight: float = NEGATIVE_WEIGHT
+    end_weight: float | None = None
+    blocks: tuple[str, ...] = BLOCKS
+
+    def weight_at(self, percent: float) -> float:
+        """w_ref at that part of sampling, 0..1."""
+        if self.end_weight is None:
+            return self.weight
+        way = min(max((percent - self.start) / max(self.end - self.start, 1e-6), 0.0), 1.0)
+        return self.weight + way * (self.end_weight - self.weight)
 
 
 @dataclass(frozen=True, eq=False)

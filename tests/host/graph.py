@@ -67,9 +67,10 @@ def attend(
     start: float = 0.0,
     end: float = 1.0,
     region: Tensor | None = None,
+    negative_weight: float = 1.0,
 ) -> ModelPatcher:
     """Apply Self-Subject Attention."""
-    return ApplySelfSubjectAttention.execute(model, subject, weight, start, end, region).args[0]
+    return ApplySelfSubjectAttention.execute(model, subject, weight, start, end, region, negative_weight).args[0]
 
 
 def guide(

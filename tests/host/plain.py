@@ -6,7 +6,7 @@ Of the pack this uses the data (Subject, Guidance) and Eq. 6's draw; of the host
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ class Applied:
     start: float = 0.0
     end: float = 1.0
     region: Tensor | None = None
+    negative_weight: float = 1.0
+
+    def on_the_unwanted_side(self) -> Applied:
+        return replace(self, weight=self.weight * self.negative_weight)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, log_m: Tensor | None = None) -> Tensor:
@@ -139,6 +143,9 @@ def sample(
             w_r = guidance.reference_scale
             step = w_r * wanted - (w_r - 1) * eps(model, x, sigma, positive, [], sigma)  # (4)
         else:
-            step = cfg * wanted - (cfg - 1) * eps(model, x, sigma, negative, active, levels.sigma(t + dt_uncond))  # (5)
+            unwanted = [a.on_the_unwanted_side() for a in active]
+            step = cfg * wanted - (cfg - 1) * eps(
+                model, x, sigma, negative, unwanted, levels.sigma(t + dt_uncond)
+            )  # (5)
         x = x + step * (following - sigma)
     return model.process_latent_out(x)

@@ -128,6 +128,8 @@ ATTEND = {
     "an absurd weight": (lambda: sd1(weight=1e6), r"reference_weight must be between 0 and 100, but is 1e\+06"),
     "an infinite weight": (lambda: sd1(weight=math.inf), "reference_weight must be between 0 and 100, but is inf"),
     "weight NaN": (lambda: sd1(weight=math.nan), "reference_weight must be between 0 and 100, but is nan"),
+    "a negative side above 1": (lambda: sd1(negative_weight=1.5), "negative_weight must be between 0 and 1, .*1.5"),
+    "a negative side NaN": (lambda: sd1(negative_weight=math.nan), "negative_weight must be between 0 and 1, .*nan"),
     "a diffusion transformer": (lambda: attend(flux(), subject()), "kind, but this model is a Flux"),
     "a cascade": (lambda: attend(cascade(), subject()), "kind, but this model is a StableCascade_C"),
     "a video U-Net": (lambda: attend(video(), subject()), "kind, but this model is a SVD_img2vid"),

@@ -81,6 +81,20 @@ CASES = {
     "Eq. 5 alone": Case(one, TOWARD_TEXT),
     "Eq. 5 alone, dt, dt'": Case(one, TOWARD_TEXT | {"dt": 30.0, "dt_uncond": 90.0}),
     "Eq. 5 alone, cfg 1": Case(one, TOWARD_TEXT | {"dt": 30.0, "dt_uncond": 90.0}, cfg=1.0),
+    "negative weight 0": Case(lambda f: [Applied(subject(f, soft_mask()), negative_weight=0.0)]),
+    "negative weight 0.3": Case(lambda f: [Applied(subject(f, soft_mask()), negative_weight=0.3)]),
+    "negative weight 0, cfg 1": Case(lambda f: [Applied(subject(f, soft_mask()), negative_weight=0.0)], cfg=1.0),
+    "negative weight 0.3, Eq. 4 and 5, dt, dt'": Case(
+        lambda f: [Applied(subject(f, soft_mask()), negative_weight=0.3)],
+        TOWARD_TEXT | {"probability": 0.5, "dt": 30.0, "dt_uncond": 90.0},
+    ),
+    "two subjects, each its negative weight, region": Case(
+        lambda f: [
+            Applied(subject(f), region=region(soft=False), negative_weight=0.0),
+            Applied(subject(f, soft_mask(), seed=21), 2.0, negative_weight=0.6),
+        ],
+        TOWARD_TEXT | {"dt_uncond": 90.0},
+    ),
     "both": Case(one, TOWARD_TEXT | {"probability": 0.5, "dt": 30.0, "dt_uncond": 90.0}),
     "both, from 30 percent": Case(lambda f: [Applied(subject(f), start=0.3)], TOWARD_TEXT | {"probability": 0.5}),
     "both, v-prediction, batch of two": Case(
@@ -96,7 +110,7 @@ CASES = {
 def by_the_host(case: Case, family: str, dtype: torch.dtype, **more: Any) -> Tensor:
     model = patched = shared_model(family, dtype, case.v_prediction, **more)
     for a in case.applied(family):
-        patched = attend(patched, a.subject, a.weight, a.start, a.end, a.region)
+        patched = attend(patched, a.subject, a.weight, a.start, a.end, a.region, a.negative_weight)
     if case.guidance is not None:
         patched = guide(patched, **case.guidance)
     assert patched is not model
@@ -155,6 +169,7 @@ def test_weights_may_be_kept_in_another_type(family: str, dtype: torch.dtype) ->
 def test_every_case_is_a_picture_of_its_own() -> None:
     """Else two cases would test the same thing, or one of them nothing."""
     known = {"batch of two", "Eq. 5 alone", "Eq. 4 alone, cfg 1"}  # others' first rows, by what they mean
+    known |= {"negative weight 0, cfg 1"}
     known |= {"sizes that do not halve"}  # cannot be compared
     pictures = {name: plainly_in_fp32(name, "sd1")[:1] for name in CASES.keys() - known}
     pictures["without the pack"] = sample(shared_model("sd1"), text("sd1", 1), text("sd1", 2), steps=STEPS)

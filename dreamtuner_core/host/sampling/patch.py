@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from ...attention import LogWeightChannels, ReferenceTokens, log_weight_channels, self_subject_attention
 from ..kernels import exact_attention, plain_attention
 from ..options import Options, Patch
+
+Chunk = TypeVar("Chunk", bound=Hashable)
+"""What the rows of one conditioning read."""
 
 TOKENS_AT_ONCE = 1024  # whose distances to all others are held in memory
 
@@ -59,8 +62,8 @@ def _nearest(tokens: Tensor, among: Tensor) -> Tensor:
 
 def reading_patch(
     patch: Patch | None,
-    references: Callable[[int, tuple[int, int]], Sequence[ReferenceTokens]],
-    chunks: Sequence[object],
+    references: Callable[[Chunk, tuple[int, int]], Sequence[ReferenceTokens]],
+    chunks: Sequence[Chunk],
     follower: TokenFollower,
     channels: dict[Hashable, LogWeightChannels],
 ) -> Patch:
@@ -69,7 +72,7 @@ def reading_patch(
     patch: the replacement of another pack that stands there, or None.
     references: (chunk, grid) -> what the rows of that chunk read, regions on the layer's own rows and columns of
         tokens (as the host tells them: deep shrink's are no down-sampling of the latent).
-    chunks: the batch's conditionings in order; neighbours that are equal read the same and share one call.
+    chunks: what each of the batch's conditionings reads, in order; neighbours that are equal share one call.
     channels: log m, kept for all layers and steps that have the same.
     """
 
@@ -79,18 +82,17 @@ def reading_patch(
             k, v = (x.reshape(q.shape[0], -1, x.shape[-1]) for x in (k, v))
         rows, start, parts = q.shape[0] // len(chunks), 0, []
         grid = tuple(options["activations_shape"][-2:])
-        for _, group in groupby(range(len(chunks)), key=lambda i: chunks[i]):
-            members = list(group)
-            part = slice(start, start + rows * len(members))
+        for chunk, group in groupby(chunks):
+            part = slice(start, start + rows * len(list(group)))
             start = part.stop
-            read_here = [follower.follow(r, part) for r in references(members[0], grid)]
+            read_here = [follower.follow(r, part) for r in references(chunk, grid)]
             own_here = None if own is None else own[part]
             if not read_here:
                 parts.append(plain_attention(q[part], k[part], v[part], options) if own_here is None else own_here)
                 continue
             heads = options["n_heads"]
             tokens = q.shape[1:], k.shape[1], *(len(r.weight) for r in read_here)
-            key = (chunks[members[0]], grid, tokens, heads, q.dtype)
+            key = (chunk, grid, tokens, heads, q.dtype)
             log_m = channels.get(key) if follower.index is None else None
             if log_m is None:
                 log_m = log_weight_channels(q[part], k.shape[1], read_here, heads)

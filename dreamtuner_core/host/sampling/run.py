@@ -12,7 +12,7 @@ import inspect
 import uuid
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.model_patcher
@@ -23,14 +23,14 @@ from torch import Tensor
 
 from ...attention import LogWeightChannels, ReferenceTokens
 from ...bank import Features
-from ...guidance import shift_sigma, step_sigma
+from ...guidance import position, shift_sigma, step_sigma
 from ...subject import Subject, to_grid
 from ..encoder.patch import EncoderAtWork, on_wanted_side, with_encoders
 from ..options import Options
 from ..settings import KEY, Settings
 from ..subject.memory import announce
 from ..subject.rights import tell_rights_of_run
-from ..unet import self_attentions
+from ..unet import Layer, self_attentions
 from .patch import TokenFollower, reading_patch
 from .reference import FeaturesKey, features_key, reference_features, text_conditions
 
@@ -44,7 +44,7 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """OUTER_SAMPLE wrapper: give this run its own state and options, and take them away after it."""
     guider = executor.class_obj
     settings = guider.model_patcher.get_attachment(KEY)
-    subjects = tuple(a for a in settings.subjects if a.weight > 0) if settings else ()
+    subjects = tuple(a for a in settings.subjects if a.weight > 0 or a.end_weight) if settings else ()
     encoders = tuple(a for a in settings.encoders if a.strength > 0) if settings else ()
     if not subjects and not encoders:
         return executor(*args, **kwargs)
@@ -80,11 +80,18 @@ class GuidedStep:
     toward_reference: bool
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What the rows of one conditioning read: the shift of the references' noise level, and the rows' own area."""
+class Read(NamedTuple):
+    """One subject as some rows read it. subject: its index. shift: of its noise level, in timesteps. weight: w_ref."""
 
+    subject: int
     shift: float
+    weight: float
+
+
+class Reading(NamedTuple):
+    """What the rows of one conditioning read, and the rows' own area."""
+
+    reads: tuple[Read, ...]
     area: Area
 
 
@@ -163,21 +170,27 @@ class Run:
         finally:
             self.step = None
 
-    def readings(self, options: Options) -> list[Reading | None]:
-        """What each chunk of the batch reads; None for nothing."""
+    def readings(self, options: Options, sigma: float) -> list[Reading]:
+        """What each chunk of the batch reads."""
         ids = options.get("uuids") or [None] * len(options.get("cond_or_uncond") or [0])
-        return [self._reading(cond_id) for cond_id in ids]
+        return [self._reading(*chunk, sigma) for chunk in zip(ids, self.wanted(options))]
 
-    def _reading(self, cond_id: uuid.UUID | None) -> Reading | None:
+    def _reading(self, cond_id: uuid.UUID | None, wanted: bool, sigma: float) -> Reading:
         conds = {c["uuid"]: c for side in self.guider.conds.values() for c in side}
         area = (conds | (self.step.wanted if self.step else {})).get(cond_id, {}).get("area")
         area = None if area is None else tuple(area)
-        guidance = self.settings.guidance
-        if self.step is None or guidance is None:
-            return Reading(0.0, area)
-        if cond_id in self.step.wanted:
-            return Reading(-guidance.dt, area)
-        return None if self.step.toward_reference else Reading(guidance.dt_uncond, area)
+        if not wanted and self.step is not None and self.step.toward_reference:
+            return Reading((), area)  # Eq. 4's "none"
+        guidance = self.settings.guidance if self.step is not None else None
+        shift = 0.0 if guidance is None else -guidance.dt if wanted else guidance.dt_uncond
+        reads = (Read(i, shift, self.weight(i, wanted, sigma)) for i in self.active(sigma))
+        return Reading(tuple(read for read in reads if read.weight > 0), area)
+
+    def weight(self, i: int, wanted: bool, sigma: float) -> float:
+        """w_ref of that subject on that side at this noise level."""
+        applied = self.settings.subjects[i]
+        percent = 1 - position(sigma, self.sigmas) / (len(self.sigmas) - 1)
+        return applied.weight_at(percent) * (1.0 if wanted else applied.negative_weight)
 
     def wanted(self, options: Options) -> list[bool]:
         """Of each chunk of the batch, whether it is on the wanted side, the one that a subject encoder is read by."""
@@ -202,29 +215,22 @@ class Run:
         if encoders:
             options = with_encoders(options, encoders, self.wanted(options), self.layers)
             call.arguments["transformer_options"] = options
-        active, chunks = self.active(sigma), self.readings(options)
-        if not active or not any(chunks):
+        chunks = self.readings(options, sigma)
+        if not any(reading.reads for reading in chunks):
             return executor(*call.args, **call.kwargs)
 
         features = {
-            (i, reading.shift): self.features(i, sigma, reading.shift, timesteps[:1])
-            for i in active
-            for reading in filter(None, chunks)
+            (i, shift): self.features(i, sigma, shift, timesteps[:1])
+            for i, shift in dict.fromkeys(read[:2] for reading in chunks for read in reading.reads)
         }
         replaced = options.get("patches_replace", {}).get("attn1", {})
 
-        def references(layer: Any) -> Callable[[int, Grid], list[ReferenceTokens]]:
-            def read(chunk: int, grid: Grid) -> list[ReferenceTokens]:
-                reading = chunks[chunk]
-                if reading is None:
-                    return []
+        def references(layer: Layer) -> Callable[[Reading, Grid], list[ReferenceTokens]]:
+            def read(reading: Reading, grid: Grid) -> list[ReferenceTokens]:
+                kept = [features[i, shift][layer] for i, shift, _ in reading.reads]
                 return [
-                    ReferenceTokens(
-                        *features[i, reading.shift][layer][:2],
-                        self.settings.subjects[i].weight * features[i, reading.shift][layer].mask,
-                        self.region(i, grid, reading.area, timesteps.device),
-                    )
-                    for i in active
+                    ReferenceTokens(k, v, weight * mask, self.region(i, grid, reading.area, timesteps.device))
+                    for (i, _, weight), (k, v, mask) in zip(reading.reads, kept)
                 ]
 
             return read
@@ -234,14 +240,14 @@ class Run:
             layer: reading_patch(
                 replaced.get(layer, replaced.get(layer[:2])),
                 references(layer),
-                [reading and (*active, reading) for reading in chunks],
+                [self.at_layer(reading, layer) for reading in chunks],
                 follower,
                 self.channels,
             )
             for layer in self.layers
         }
         patches = options.get("patches", {})
-        if "attn1_patch" in patches and any(self.settings.subjects[i].region is not None for i in active):
+        if "attn1_patch" in patches and any(self.settings.subjects[i].region is not None for i, _ in features):
             patches = {**patches, "attn1_patch": follower.around(patches["attn1_patch"])}
         call.arguments["transformer_options"] = {
             **options,
@@ -249,6 +255,12 @@ class Run:
             "patches_replace": {**options.get("patches_replace", {}), "attn1": {**replaced, **attn1}},
         }
         return executor(*call.args, **call.kwargs)
+
+    def at_layer(self, reading: Reading, layer: Layer) -> Reading:
+        """The same reading without the subjects that this layer does not look at."""
+        return reading._replace(
+            reads=tuple(r for r in reading.reads if layer.block in self.settings.subjects[r.subject].blocks)
+        )
 
     def features(self, i: int, sigma: float, shift: float, timestep: Tensor) -> Features:
         """The reference's keys and values at this noise level: kept from before, or computed now."""
