@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .reference_guidance import ReferenceGuidance
 from .saved_subject import LoadSubject, SaveSubject
 from .self_subject_attention import ApplySelfSubjectAttention
+from .storyboard import DrawStoryboard
 from .subject import EncodeSubjectImage
 from .subject_encoder import ApplySubjectEncoder, LoadSubjectEncoder
 from .subject_tuning import SubjectTuning
@@ -25,4 +26,5 @@ class DreamTunerExtension(ComfyExtension):
             SubjectTuning,
             SaveSubject,
             LoadSubject,
+            DrawStoryboard,
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 
@@ -11,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...tuning.config import TuningConfig
+from ..progress import say
 
 PREVIEW_SIDE = 512  # pixels; the longer side of a preview
 REGULAR_SHARE = 5  # about what one regular picture takes, in steps
@@ -42,11 +42,8 @@ class Progress:
         self.say(f"step {step} of {self.steps}, loss {loss:.4f}{self._left(self.steps - step)}")
 
     def say(self, text: str) -> None:
-        """A line under the node, where a server runs."""
-        server = sys.modules.get("server")  # the host's; there is none where its nodes run without one
-        running = getattr(getattr(server, "PromptServer", None), "instance", None)
-        if running is not None and self.node_id is not None:
-            running.send_progress_text(text, self.node_id)
+        """A line of text under the node."""
+        say(text, self.node_id)
 
     def _left(self, count: int, of: str = "") -> str:
         """Of the median of the last ones: a sample or a checkpoint between them is no step."""

@@ -1,0 +1,185 @@
+"""Draw Storyboard: one picture a line, each looking at its subjects and at the picture before (appendix B).
+
+What is drawn is kept as latents, so that a changed line draws itself and what follows from it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..sheet import Cell, as_image, as_tensor, contact_sheet
+from ..storyboard import Line, StoryboardConfig, previous_of
+from ..subject import Subject
+from .apply import apply_subject
+from .fingerprint import Fingerprint
+from .progress import say
+from .subject.encode import encode_subject
+from .subject.rights import tell_rights_of_run
+
+LIMIT = 256 * 1024**2  # bytes of latents kept for one model: some thousand pictures of 1024 pixels
+COLUMNS = 4  # of the sheet
+
+
+class KeptLatents:
+    """Latents by key, bounded in bytes; the one not used for longest goes first."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[Any, tuple[Tensor, Any]] = OrderedDict()
+
+    def get(self, key: Any) -> Tensor | None:
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def put(self, key: Any, latent: Tensor, alive: Any) -> None:
+        """alive: what the key names by its id, lest another thing gets that id."""
+        self._kept[key] = latent, alive
+        while sum(kept.nbytes for kept, _ in self._kept.values()) > self.limit:
+            self._kept.popitem(last=False)
+
+
+_kept: weakref.WeakKeyDictionary[ModelPatcher, KeptLatents] = weakref.WeakKeyDictionary()
+"""By the very model that was linked: what other packs put on a model cannot be read, so no other one is the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Storyboard:
+    """A story and what it is drawn with. lines: from `story`. latent: the host's LATENT, its samples [1, C, h, w]."""
+
+    model: ModelPatcher
+    clip: Any
+    vae: Any
+    subjects: Sequence[Subject]
+    negative: Any
+    latent: dict[str, Any]
+    lines: Sequence[Line]
+    config: StoryboardConfig
+
+    def draw(self, node_id: str | None = None) -> tuple[Tensor, Tensor]:
+        """The pictures [lines, H, W, 3] in 0..1, and a sheet of them [1, H', W', 3]. Lines drawn before are kept.
+
+        Raises ValueError, in one sentence, for a model that cannot read the subjects, or a batch of latents.
+        """
+        if (batch := self.latent["samples"].shape[0]) != 1:
+            raise ValueError(f"expected one latent, but got a batch of {batch}; each line is one picture.")
+        tell_rights_of_run(self.subjects)  # of a line that is kept as well
+        kept, progress = _kept.setdefault(self.model, KeptLatents()), Progress(self, node_id)
+        keys: list[tuple] = []
+        pictures: list[Tensor] = []
+        for i in range(len(self.lines)):
+            keys.append(self.key(i, keys))
+            progress.line = i
+            if (latent := kept.get(keys[i])) is None:
+                latent = self.sample(i, pictures, progress)
+                kept.put(keys[i], latent, self.negative)
+            progress.step(self.config.steps)
+            pictures.append(self.vae.decode(latent))
+        return torch.cat(pictures), self.sheet(pictures)
+
+    def sheet(self, pictures: Sequence[Tensor]) -> Tensor:
+        """[1, H, W, 3]: every picture with the beginning of its line."""
+        labels = [textwrap.shorten(f"{i}. {line.text}", 34, placeholder="...") for i, line in enumerate(self.lines, 1)]
+        cells = [Cell(as_image(picture[0]), label) for picture, label in zip(pictures, labels)]
+        return as_tensor(contact_sheet(cells, columns=min(len(cells), COLUMNS)))
+
+    def previous(self, i: int) -> list[int]:
+        """The earlier lines whose pictures line i looks at."""
+        return previous_of(self.lines, i) if self.config.previous_weight > 0 else []
+
+    def key(self, i: int, before: Sequence[tuple]) -> tuple:
+        """All that line i depends on, beside the model. before: the keys of the earlier lines."""
+        line, config = self.lines[i], self.config
+        own = Fingerprint().add(line.text, config.seed_of(i), config.first_weight, config.steps, config.cfg)
+        own.add(config.sampler_name, config.scheduler)
+        for name, value in sorted(self.latent.items()):
+            own.add(name, value)
+        for j in self.previous(i):
+            own.add(config.previous_weight, before[j][-1])
+        linked = (self.clip, self.vae, *(self.subjects[who] for who in line.who))
+        return (*map(weakref.ref, linked), id(self.negative), own.text())
+
+    def sample(self, i: int, pictures: Sequence[Tensor], progress: Progress) -> Tensor:
+        """[1, C, h, w]: line i, as the host's KSampler draws it. pictures: those of the earlier lines."""
+        config, seed = self.config, self.config.seed_of(i)
+        model = self.model
+        for who in self.lines[i].who:
+            model = apply_subject(model, self.subjects[who], config.first_weight)
+        for j in self.previous(i):
+            subject = self.seen_in(j, pictures[j])
+            if subject is not None:
+                model = apply_subject(model, subject, config.previous_weight)
+        latent = comfy.sample.fix_empty_latent_channels(model, self.latent["samples"])
+        return comfy.sample.sample(
+            model,
+            comfy.sample.prepare_noise(latent, seed, self.latent.get("batch_index")),
+            config.steps,
+            config.cfg,
+            config.sampler_name,
+            config.scheduler,
+            self.conditioning(i),
+            self.negative,
+            latent,
+            noise_mask=self.latent.get("noise_mask"),
+            callback=progress.callback,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+
+    def seen_in(self, i: int, picture: Tensor) -> Subject | None:
+        """Whoever is in the picture [1, H, W, 3] of line i, found and cut out; None where nobody is found."""
+        mask = found_in(picture)
+        if mask is None:
+            return None
+        like = self.subjects[self.lines[i].who[0]]
+        return encode_subject(
+            picture,
+            self.vae,
+            mask=mask,
+            caption=self.conditioning(i)[:1],
+            mask_marks="subject",
+            resolution=round((like.picture.shape[1] * like.picture.shape[2]) ** 0.5),
+            noise_seed=like.noise_seed,
+        )[0]
+
+    def conditioning(self, i: int) -> Any:
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(self.lines[i].text))
+
+
+class Progress:
+    """The host's progress bar over all lines and steps with the sampler's preview, and a line of text under the node."""
+
+    def __init__(self, storyboard: Storyboard, node_id: str | None) -> None:
+        self.lines, self.steps, self.node_id = len(storyboard.lines), storyboard.config.steps, node_id
+        self.bar = comfy.utils.ProgressBar(self.lines * self.steps)
+        model = storyboard.model
+        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self.line = 0
+
+    def step(self, done: int, preview: Any = None) -> None:
+        """So many steps of this line are done."""
+        self.bar.update_absolute(self.line * self.steps + min(done, self.steps), preview=preview)
+        say(f"line {self.line + 1} of {self.lines}, step {done} of {self.steps}", self.node_id)
+
+    def callback(self, step: int, x0: Tensor, x: Tensor, steps: int) -> None:
+        """The host's sampler calls it after each step."""
+        preview = self.previewer.decode_latent_to_preview_image("JPEG", x0) if self.previewer else None
+        self.step(step + 1, preview)
+
+
+def found_in(picture: Tensor) -> Tensor | None:
+    """MASK [1, H, W] of whoever is in the picture [1, H, W, 3]; None where nobody is found."""
+    raise NotImplementedError

@@ -1,0 +1,94 @@
+"""A story in lines: who is in each picture, and which earlier pictures it is drawn from (appendix B)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MOST_LINES = 64
+MOST_WEIGHT = 100.0
+SEEDS = ("same", "counting up")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One picture of the story. text: its prompt. who: indices of the subjects in it, in order."""
+
+    text: str
+    who: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoryboardConfig:
+    """How every line is drawn. first_weight, previous_weight: w_ref of the subject and of the earlier picture."""
+
+    first_weight: float = 3.0
+    previous_weight: float = 1.5
+    seed: int = 0
+    seeds: str = SEEDS[0]
+    steps: int = 20
+    cfg: float = 7.0
+    sampler_name: str = "dpmpp_2m"
+    scheduler: str = "karras"
+
+    def __post_init__(self) -> None:
+        for name in ("first_weight", "previous_weight"):
+            weight = getattr(self, name)
+            if not 0 <= weight <= MOST_WEIGHT:  # NaN too
+                raise ValueError(f"{name} must be between 0 and {MOST_WEIGHT:g}, but is {weight:g}; 1 to 3 is usual.")
+        if self.seeds not in SEEDS:
+            raise ValueError(f"seeds must be one of {', '.join(SEEDS)}, but is '{self.seeds}'.")
+
+    def seed_of(self, i: int) -> int:
+        """The seed of the i-th line."""
+        return self.seed if self.seeds == "same" else (self.seed + i) % 2**64
+
+
+def story(prompts: str, always: str, names: str, subjects: int) -> list[Line]:
+    """The lines that are not blank, each joined with `always`.
+
+    names: of the subjects, in their order, with commas between them; may be empty. A line that begins with some of
+    them and a colon ("hero, cat: on a roof") has those in it, any other line has all. subjects: how many are linked.
+    Raises ValueError, in one sentence, for no line, too many, and names that do not fit.
+    """
+    known = _parts(names)
+    if len(known) > subjects or len(set(known)) < len(known):
+        raise ValueError(f"names must list {subjects} different names or fewer, one a subject, but is '{names}'.")
+    texts = [line.strip() for line in prompts.splitlines() if line.strip()]
+    if not texts:
+        raise ValueError("prompts is blank; write one line for each picture.")
+    if len(texts) > MOST_LINES:
+        raise ValueError(f"expected at most {MOST_LINES} lines, but prompts has {len(texts)}; use several nodes.")
+    return [_line(i, text, always.strip(), known, subjects) for i, text in enumerate(texts, 1)]
+
+
+def previous_of(lines: Sequence[Line], i: int) -> list[int]:
+    """The earlier pictures that line i is drawn from: for each subject in it the newest one that shows it.
+
+    Pictures that show anyone who is not in line i are passed over, so that nobody slips into it.
+    """
+    who = set(lines[i].who)
+    newest = (next((j for j in reversed(range(i)) if one in lines[j].who and who >= {*lines[j].who}), None) for one in who)
+    return sorted({j for j in newest if j is not None})
+
+
+def _line(number: int, text: str, always: str, known: list[str], subjects: int) -> Line:
+    who = tuple(range(subjects))
+    before, colon, after = text.partition(":")
+    if colon and known:
+        called = _parts(before)
+        unknown = [name for name in called if name not in known]
+        if called and not unknown:
+            who, text = tuple(sorted({known.index(name) for name in called})), after.strip()
+        elif all(len(name.split()) == 1 for name in called):
+            raise ValueError(
+                f"line {number} begins with '{before}:', but the names are {', '.join(known)}; use those before a "
+                "colon, or leave the colon out."
+            )
+    if not text:
+        raise ValueError(f"line {number} says who is there and nothing else; write what the picture shows.")
+    return Line(f"{text}, {always}" if always else text, who)
+
+
+def _parts(names: str) -> list[str]:
+    return [name.strip().lower() for name in names.split(",") if name.strip()]
