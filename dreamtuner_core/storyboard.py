@@ -68,8 +68,8 @@ def previous_of(lines: Sequence[Line], i: int) -> list[int]:
     Pictures that show anyone who is not in line i are passed over, so that nobody slips into it.
     """
     who = set(lines[i].who)
-    newest = (next((j for j in reversed(range(i)) if one in lines[j].who and who >= {*lines[j].who}), None) for one in who)
-    return sorted({j for j in newest if j is not None})
+    shown = {one: j for j in range(i) if who.issuperset(lines[j].who) for one in lines[j].who}  # the newest wins
+    return sorted(set(shown.values()))
 
 
 def _line(number: int, text: str, always: str, known: list[str], subjects: int) -> Line:

@@ -26,6 +26,7 @@ from .apply import apply_subject
 from .fingerprint import Fingerprint
 from .progress import say
 from .subject.encode import encode_subject
+from .subject.find import find_subject
 from .subject.rights import tell_rights_of_run
 
 LIMIT = 256 * 1024**2  # bytes of latents kept for one model: some thousand pictures of 1024 pixels
@@ -160,7 +161,7 @@ class Storyboard:
 
 
 class Progress:
-    """The host's progress bar over all lines and steps with the sampler's preview, and a line of text under the node."""
+    """The host's progress bar over all lines and steps, with the sampler's preview and a line of text."""
 
     def __init__(self, storyboard: Storyboard, node_id: str | None) -> None:
         self.lines, self.steps, self.node_id = len(storyboard.lines), storyboard.config.steps, node_id
@@ -182,4 +183,5 @@ class Progress:
 
 def found_in(picture: Tensor) -> Tensor | None:
     """MASK [1, H, W] of whoever is in the picture [1, H, W, 3]; None where nobody is found."""
-    raise NotImplementedError
+    mask = find_subject(picture)
+    return mask if mask.max() > 0 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import comfy.model_management
 import comfy.sample
 import comfy.utils
-import nodes
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host import storyboard as room
@@ -18,6 +16,8 @@ from dreamtuner_pack.nodes.storyboard import DrawStoryboard
 from graph import attend, empty_latent, hard_mask, shared_model, subject
 from torch import Tensor
 from tuning_world import EMBEDDINGS, TinyVAE, shared_clip
+
+import nodes
 
 NODE = type("Run", (DrawStoryboard,), {"hidden": SimpleNamespace(unique_id=None)})
 STORY = "a dog\na dog on a hill\na dog at night"
@@ -69,7 +69,7 @@ def _found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=FAMILIES)
-def desk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Desk:
     desk, sample = Desk(request.param), comfy.sample.sample
 
     def counted(*args: Any, **kwargs: Any) -> Tensor:
@@ -77,7 +77,7 @@ def desk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         return sample(*args, **kwargs)
 
     monkeypatch.setattr(comfy.sample, "sample", counted)
-    yield desk
+    return desk
 
 
 sd1 = pytest.mark.parametrize("desk", ["sd1"], indirect=True)
@@ -134,7 +134,8 @@ def test_a_changed_line_draws_itself_and_what_follows(desk: Desk, line: int, cha
 
 @sd1
 def test_everything_that_a_line_depends_on_draws_it_again(desk: Desk) -> None:
-    desk.draw()
+    two = "a dog\na dog at night"
+    desk.draw(two)
     for change in (
         {"always": "ink"},
         {"first_weight": 2.0},
@@ -150,12 +151,12 @@ def test_everything_that_a_line_depends_on_draws_it_again(desk: Desk) -> None:
         {"subject": subject("sd1", hard_mask())},
         {"negative": desk.text("")},
     ):
-        desk.draw(**change)
-        assert desk.new == 3, change
-    desk.draw(previous_weight=2.0)
-    assert desk.new == 2  # the first line has none before it
-    desk.draw(seeds="counting up")
-    assert desk.new == 2
+        desk.draw(two, **change)
+        assert desk.new == 2, change
+    desk.draw(two, previous_weight=2.0)
+    assert desk.new == 1  # the first line has none before it
+    desk.draw(two, seeds="counting up")
+    assert desk.new == 1
 
 
 @sd1
