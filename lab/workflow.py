@@ -15,7 +15,7 @@ from lab.host import ROOT
 WORKFLOWS = ROOT / "workflows"
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTES = ("Note", "MarkdownNote")  # live in the page only; the server does not know them
-MUTED, BYPASSED = 2, 4  # LiteGraph's node modes that do not run as they stand
+MUTED, BYPASSED = 2, 4  # LiteGraph's node modes
 
 Graph = dict[str, dict[str, Any]]
 
@@ -25,17 +25,21 @@ class WorkflowError(ValueError):
 
 
 def load(name: str) -> dict[str, Any]:
-    """A shipped workflow in UI format."""
-    return json.loads((WORKFLOWS / f"{name}.json").read_text())
+    """A shipped workflow in UI format, by its name without the number before it."""
+    return json.loads(next(WORKFLOWS.glob(f"[0-9][0-9]_{name}.json")).read_text())
 
 
-def api_form(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> Graph:
-    """What the page's own "export (API)" gives. Refuses nodes, sockets and widgets that the server does not have."""
-    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES}
+def api_form(workflow: Mapping[str, Any], object_info: Mapping[str, Any], muted: bool = False) -> Graph:
+    """What the page's own "export (API)" gives. Refuses nodes, sockets and widgets that the server does not have.
+
+    muted: whether muted nodes are switched on; else they are left out, as the page does.
+    """
+    left_out = () if muted else (MUTED,)
+    nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] not in NOTES and n.get("mode", 0) not in left_out}
     graph: Graph = {}
     for node_id, node in nodes.items():
-        if node.get("mode", 0) in (MUTED, BYPASSED):
-            raise WorkflowError(f"Node {node_id} ({node['type']}) is muted or bypassed; ship it switched on.")
+        if node.get("mode", 0) == BYPASSED:
+            raise WorkflowError(f"Node {node_id} ({node['type']}) is bypassed; ship it switched on or muted.")
         if node["type"] not in object_info:
             raise WorkflowError(f"The server has no node {node['type']!r}.")
         info = object_info[node["type"]]
@@ -45,29 +49,35 @@ def api_form(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> Gra
             "_meta": {"title": node.get("title") or info["display_name"]},
         }
     for _, source, slot, target, target_slot, kind in workflow["links"]:
+        if source not in nodes or target not in nodes:
+            continue
         name = nodes[target]["inputs"][target_slot]["name"]
         outputs = object_info[nodes[source]["type"]]["output"]
         if slot >= len(outputs) or (not isinstance(outputs[slot], list) and kind not in (outputs[slot], "*")):
             raise WorkflowError(f"Output {slot} of {nodes[source]['type']} is no {kind}.")
-        if name not in dict(_inputs(object_info[nodes[target]["type"]])):
+        if name not in (known for known, *_ in _inputs(object_info[nodes[target]["type"]])):
             raise WorkflowError(f"{nodes[target]['type']} has no input {name!r}.")
         graph[str(target)]["inputs"][name] = [str(source), slot]
     return graph
 
 
-def _inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Name, what the server says of it, and whether it is optional."""
     for group in ("required", "optional"):
-        yield from info["input"].get(group, {}).items()
+        for name, entry in info["input"].get(group, {}).items():
+            yield name, entry, group == "optional"
 
 
 def _widget_values(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
     """Name the values that the page stores by position alone."""
     values = list(node.get("widgets_values", ()))
     named: dict[str, Any] = {}
-    for name, (kind, *rest) in _inputs(info):
+    for name, (kind, *rest), optional in _inputs(info):
         options = rest[0] if rest else {}
         if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
             continue
+        if not values and optional:
+            break  # a widget newer than the workflow: the page gives it its default, and so does the server
         if not values:
             raise WorkflowError(f"Node {node['id']} ({node['type']}) has no value for its widget {name!r}.")
         named[name] = values.pop(0)

@@ -63,12 +63,12 @@ def test_nodes_are_listed(server: ComfyServer) -> None:
 
 
 def test_workflow_is_offered(server: ComfyServer) -> None:
-    assert "one_picture" in server.get_json("/workflow_templates")["DreamTuner"]
+    assert "01_one_picture" in server.get_json("/workflow_templates")["DreamTuner"]
 
 
 @pytest.mark.parametrize("path", sorted(workflow.WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
 def test_workflow_fits_the_nodes(server: ComfyServer, path: Path) -> None:
-    assert workflow.api_form(workflow.load(path.stem), server.object_info())
+    assert workflow.api_form(workflow.load(path.stem[3:]), server.object_info(), muted=True)
     assert path.with_suffix(".jpg").is_file(), "the page asks for a picture of the same name"
 
 

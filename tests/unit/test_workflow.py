@@ -56,13 +56,26 @@ def test_without_wires_past() -> None:
     assert node(graph, "Draw")["model"] == ["2", 0], "the graph given is left as it was"
 
 
+def test_a_widget_newer_than_the_workflow_has_its_default() -> None:
+    older = copy.deepcopy(WORKFLOW)
+    older["nodes"][1]["widgets_values"] = [0.5]
+    assert node(api_form(older, INFO), "Patch it") == {"weight": 0.5, "model": ["1", 0]}
+
+
+def test_muted_nodes_are_left_out_or_switched_on() -> None:
+    muted = copy.deepcopy(WORKFLOW)
+    muted["nodes"][2]["mode"] = 2
+    assert set(api_form(muted, INFO)) == {"1", "2"}
+    assert api_form(muted, INFO, muted=True) == api_form(WORKFLOW, INFO)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
         (("nodes", 0, "type"), "Gone", "no node 'Gone'"),
-        (("nodes", 1, "widgets_values"), [0.5], "no value for its widget 'marks'"),
+        (("nodes", 1, "widgets_values"), [], "no value for its widget 'weight'"),
         (("nodes", 1, "widgets_values"), [0.5, "y", 3], "left over"),
-        (("nodes", 1, "mode"), 4, "muted or bypassed"),
+        (("nodes", 1, "mode"), 4, "bypassed"),
         (("nodes", 1, "inputs", 0, "name"), "models", "no input 'models'"),
         (("links", 0, 2), 1, "no MODEL"),
         (("links", 0, 2), 5, "no MODEL"),
