@@ -5,11 +5,13 @@ commands:
   test      the whole suite: ruff, mypy, pytest, on both hosts (further arguments go to pytest)
   bench     speed and memory of the method against plain sampling
   measure   likeness and quality of the method
+  memory    what a step of Subject Tuning needs, counted
   page      the shipped workflows in ComfyUI's own page, in a browser that is there
+  cards     the cards of the shipped workflows, drawn by the mini base
   mini      the small base model: its data, training and checks
 
 options:
-  --host VERSION   which ComfyUI to use, for demo, test and page: {versions}
+  --host VERSION   which ComfyUI to use, for demo, test, page and cards: {versions}
 
 environment:
   COMFYUI_PATH     use the ComfyUI installed there instead of fetching one
@@ -21,11 +23,14 @@ The first run makes .lab/ (minutes); later ones find it there (seconds). `python
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
+import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from lab.host import HOSTS, ROOT, SetupError, prepare, say
@@ -35,7 +40,9 @@ MODULES = {
     "test": "lab.suite",
     "bench": "lab.bench",
     "measure": "lab.measure",
+    "memory": "lab.memory",
     "page": "lab.page",
+    "cards": "lab.cards",
     "mini": "lab.mini.__main__",
 }
 INSIDE = "DREAMTUNER_LAB_INSIDE"  # set in the process that runs in the environment
@@ -49,11 +56,26 @@ def main(argv: Sequence[str]) -> int:
     if command is None:
         say(f"There is no command in {' '.join(argv)!r}: choose one of {', '.join(MODULES)}.")
         return 2
-    version, rest = _host_option(argv) if command in ("demo", "test", "page") else (None, list(argv))
+    version, rest = _host_option(argv) if command in ("demo", "test", "page", "cards") else (None, list(argv))
     rest.remove(command)
+    if {"-h", "--help"} & set(rest):
+        return _help(command)
     if INSIDE in os.environ:
         return _run(command, rest)
     return _enter(version, [command, *rest])
+
+
+def _help(command: str) -> int:
+    """The command's own help, by whatever Python this is: nothing is set up for it."""
+    try:
+        return importlib.import_module(MODULES[command]).main(["--help"]) or 0
+    except ModuleNotFoundError:  # a command whose options need the environment
+        spec = importlib.util.find_spec(MODULES[command])
+        assert spec is not None
+        assert spec.origin is not None
+        print(ast.get_docstring(ast.parse(Path(spec.origin).read_text())))
+        print(f"\nIts options are shown once `python3 -m lab {command}` has been set up.")
+        return 0
 
 
 def _host_option(argv: Sequence[str]) -> tuple[str | None, list[str]]:

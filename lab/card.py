@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageOps
 
 SIDE, INSET, EDGE, GAP = 512, 120, 5, 16  # pixels: of the card, of what lies in its corner, its white edge, between
@@ -14,4 +16,13 @@ def card(result: Image.Image, *corner: Image.Image) -> Image.Image:
         white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
         inset = ImageOps.pad(white.convert("RGB"), (INSET, INSET), Image.Resampling.LANCZOS, color="white")
         square.paste(ImageOps.expand(inset, EDGE, "white"), (GAP + i * (INSET + 2 * EDGE + GAP), GAP))
+    return square
+
+
+def four(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The first four as one square, two by two."""
+    square = Image.new("RGB", (SIDE, SIDE), "white")
+    for i, picture in enumerate(pictures[:4]):
+        half = ImageOps.fit(picture.convert("RGB"), (SIDE // 2 - 2, SIDE // 2 - 2), Image.Resampling.LANCZOS)
+        square.paste(half, (i % 2 * (SIDE // 2 + 2), i // 2 * (SIDE // 2 + 2)))
     return square

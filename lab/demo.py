@@ -8,17 +8,16 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from dreamtuner_core.sheet import Cell, contact_sheet
 from lab import workflow
-from lab.card import card
-from lab.client import ComfyError, Progress
 from lab.host import HOME, ROOT, say
-from lab.inside import host_tree
-from lab.server import ComfyServer
 from lab.workflow import Graph
+
+if TYPE_CHECKING:  # so that --help needs no environment
+    from dreamtuner_core.sheet import Cell
+    from lab.client import Progress
+    from lab.server import ComfyServer
 
 MINI = ROOT / "lab" / "mini"
 CHECKPOINT = MINI / "weights" / "mini_base.safetensors"
@@ -36,6 +35,9 @@ PROBABILITY = 0.5  # p_r: the mini base draws little without its text's guidance
 
 def main(argv: Sequence[str]) -> int:
     options = _options(argv)
+    from dreamtuner_core.sheet import contact_sheet
+    from lab.client import ComfyError
+
     for path in (CHECKPOINT, ENCODER, FAMILY, options.reference or ARTWORK):
         if not path.exists():
             say(f"{path} is missing: the demo draws with the mini base and its artwork (`python3 -m lab mini`).")
@@ -49,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(cells, title).save(options.out)
     if options.card:
+        from lab.card import card
+
         card(cells[3].picture, cells[0].picture).save(options.card, quality=88)
     print(options.out.resolve())
     return 0
@@ -118,7 +122,12 @@ def with_encoder(graph: Graph) -> Graph:
 
 def _pictures(options: argparse.Namespace, reference: Path) -> tuple[list[Cell], str]:
     """The sheet's cells and its title."""
+    from PIL import Image
+
+    from dreamtuner_core.sheet import Cell
+    from lab.inside import host_tree
     from lab.mini.compose import caption_of
+    from lab.server import ComfyServer
 
     prompt, caption = caption_of([options.subject], options.scene), caption_of([options.subject], "white")
     start = time.monotonic()

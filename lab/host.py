@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -134,10 +135,9 @@ def comfy_tree(version: str, python: Path) -> Path:
 
 
 def _tree_version(tree: Path) -> str:
-    scope: dict[str, str] = {}
     file = tree / "comfyui_version.py"
-    exec(file.read_text() if file.is_file() else "", scope)
-    return scope.get("__version__", "unknown")
+    found = re.search(r'__version__ = "([^"]+)"', file.read_text()) if file.is_file() else None
+    return found[1] if found else "unknown"
 
 
 def _runs(python: Path, code: str = "") -> bool:

@@ -5,6 +5,7 @@ Needs a Chromium or Chrome on the PATH (Debian: `apt-get install chromium`). No 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
 import shutil
@@ -12,14 +13,14 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from aiohttp import ClientSession, ClientWebSocketResponse
+from typing import TYPE_CHECKING, Any
 
 from lab.host import HOME, say
 from lab.inside import host_tree
-from lab.server import ComfyServer
 from lab.workflow import WORKFLOWS
+
+if TYPE_CHECKING:  # so that --help needs no environment
+    from aiohttp import ClientWebSocketResponse
 
 STARTED = 60  # seconds that a browser may take
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -35,9 +36,9 @@ LOAD = """(async flow => {
 
 
 def main(argv: Sequence[str]) -> int:
-    if argv:
-        say(f"{__doc__}\nIt takes no options.")
-        return 1
+    argparse.ArgumentParser(prog="python3 -m lab page", description=__doc__).parse_args(argv)
+    from lab.server import ComfyServer
+
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         say(f"no browser is on the PATH ({', '.join(BROWSERS)}).")
@@ -53,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _look(url: str, port_file: Path, out: Path) -> int:
+    from aiohttp import ClientSession
+
     async with asyncio.timeout(STARTED):
         while not (port := port_file.read_text().split() if port_file.is_file() else []):
             await asyncio.sleep(0.25)

@@ -1,8 +1,5 @@
 """Counts the memory of a subject tuning's step: the node's own networks, at their real sizes, and no arithmetic.
 
-    .lab/venv/bin/python -m lab.tuning_memory              # SD1.5 at 512, SDXL at 1024, the node's defaults and others
-    .lab/venv/bin/python -m lab.tuning_memory sdxl --rank 64 --no-checkpointing
-
 Every tensor is torch's fake one: it has a shape and a type, and its bytes are counted from when it is made until the
 last that needs it lets it go. The base lies in fp16, the model computes in bf16 and what is learned is fp32, as on a
 GPU. What is not counted: CUDA's own context (about half a gigabyte), the workspace of kernels, fragmentation, and what
@@ -11,12 +8,9 @@ foreach optimisers copy. So it is a count, and no measurement.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib
-import sys
 import weakref
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -30,9 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lab.bench_unet import MODELS, POOLED
-from lab.inside import PACK, import_host, import_pack
+from lab.inside import PACK
 
-SIDES = {"sd15": 512, "sdxl": 1024}
 GIGABYTE = 1024**3
 START, END, WORDS = 49406, 49407, (320, 42)  # CLIP's tokens; any two words
 
@@ -202,41 +195,3 @@ def _encoders(case: Case) -> dict[str, int]:
 def _chunk(word: Tensor | None) -> list[tuple[Any, float]]:
     tokens = [START, *WORDS, *([] if word is None else [word]), END]
     return [(token, 1.0) for token in (*tokens, *[END] * (77 - len(tokens)))]
-
-
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lab.tuning_memory", description=__doc__)
-    parser.add_argument("model", nargs="?", choices=tuple(SIDES))
-    parser.add_argument("--side", type=int)
-    parser.add_argument("--method", choices=("lora", "full"), default="lora")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--no-text-encoder", action="store_true")
-    parser.add_argument("--no-checkpointing", action="store_true")
-    given = parser.parse_args(argv)
-    import_host()
-    import_pack()
-    if given.model:
-        side, text = given.side or SIDES[given.model], not given.no_text_encoder
-        ways = (given.method, given.rank, text, not given.no_checkpointing, given.precision)
-        cases = [Case(given.model, side, *ways)]
-    else:
-        cases = [
-            Case(model, side, **options)
-            for model, side in SIDES.items()
-            for options in (
-                {},
-                {"text_encoder": False},
-                {"rank": 128},
-                {"checkpointing": False},
-                {"precision": "fp32"},
-                {"method": "full"},
-            )
-        ]
-    for case in cases:
-        print(f"{case}: {counted(case)}", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
