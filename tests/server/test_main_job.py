@@ -69,7 +69,6 @@ def test_workflow_is_offered(server: ComfyServer) -> None:
 @pytest.mark.parametrize("path", sorted(workflow.WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
 def test_workflow_fits_the_nodes(server: ComfyServer, path: Path) -> None:
     assert workflow.api_form(workflow.load(path.stem[3:]), server.object_info(), muted=True)
-    assert path.with_suffix(".jpg").is_file(), "the page asks for a picture of the same name"
 
 
 def test_main_job(whole: Graph, run: Run, plain: np.ndarray) -> None:
