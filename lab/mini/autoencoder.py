@@ -1,4 +1,4 @@
-"""Autoencoder in TAESD's layout (f8, 4 latent channels), trained narrow and exported at the full width.
+"""Autoencoder in TAESD's layout (f8, 8 latent channels), trained narrow and exported at the full width.
 
 Source: madebyollin/taesd, as in the host's comfy/taesd/taesd.py. The layout has 64 channels throughout;
 here each resolution has its own smaller width, and zero padding to 64 leaves the output unchanged:
@@ -8,13 +8,20 @@ padded channels are zero after every convolution, ReLU and identity skip.
 import torch
 from torch import Tensor, nn
 
+from .config import LATENT_CHANNELS
+from .unet import upsampled
+
 FULL_WIDTH = 64
-LATENT_CHANNELS = 4
 
 
 class Clamp(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(z / 3) * 3
+
+
+class Upsample(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return upsampled(x)
 
 
 class Block(nn.Module):
@@ -32,7 +39,7 @@ def conv(n_in: int, n_out: int, **kwargs) -> nn.Conv2d:
 
 
 def encoder(widths: tuple[int, int, int, int]) -> nn.Sequential:
-    """[B, 3, 8h, 8w] in 0..1 -> latents [B, 4, h, w] of about unit variance. Widths: finest level first."""
+    """[B, 3, 8h, 8w] in 0..1 -> latents [B, 8, h, w] of about unit variance. Widths: finest level first."""
     w1, w2, w4, w8 = widths
     return nn.Sequential(
         conv(3, w1),
@@ -54,7 +61,7 @@ def encoder(widths: tuple[int, int, int, int]) -> nn.Sequential:
 
 
 def decoder(widths: tuple[int, int, int, int]) -> nn.Sequential:
-    """Latents [B, 4, h, w] -> [B, 3, 8h, 8w] in 0..1."""
+    """Latents [B, 8, h, w] -> [B, 3, 8h, 8w] in 0..1."""
     w1, w2, w4, w8 = widths
     return nn.Sequential(
         Clamp(),
@@ -63,17 +70,17 @@ def decoder(widths: tuple[int, int, int, int]) -> nn.Sequential:
         Block(w8),
         Block(w8),
         Block(w8),
-        nn.Upsample(scale_factor=2),
+        Upsample(),
         conv(w8, w4, bias=False),
         Block(w4),
         Block(w4),
         Block(w4),
-        nn.Upsample(scale_factor=2),
+        Upsample(),
         conv(w4, w2, bias=False),
         Block(w2),
         Block(w2),
         Block(w2),
-        nn.Upsample(scale_factor=2),
+        Upsample(),
         conv(w2, w1, bias=False),
         Block(w1),
         conv(w1, 3),
@@ -93,12 +100,17 @@ class Autoencoder(nn.Module):
         for block in (layer for layer in self.modules() if isinstance(layer, Block)):
             block.conv[4].weight.data.mul_(0.1)  # near identity at the start
 
+    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents, and the pictures restored from them and the noise [B, 8, H/8, W/8] that is added."""
+        latents = self.encode(pictures)
+        return latents, self.decode(latents + noise)
+
     def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] in 0..1 -> [B, 4, H/8, W/8]."""
+        """[B, 3, H, W] in 0..1 -> [B, 8, H/8, W/8]."""
         return self.taesd_encoder(pictures)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[B, 4, h, w] -> [B, 3, 8h, 8w] in 0..1 (not clamped)."""
+        """[B, 8, h, w] -> [B, 3, 8h, 8w] in 0..1 (not clamped)."""
         return self.taesd_decoder(latents)
 
 

@@ -6,62 +6,43 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from .artwork import KINDS, load_artwork, load_held_out
+from lab.world import Picture, compose, compose_wide
+
 from .checkpoint import require, write_whole
-from .compose import compose, compose_wide
 from .config import SQUARE, WIDE, Preset
 
 CHUNK = 500
 ARRAYS, CAPTIONS = ("silhouettes.npy", "pictures.npy"), "captions.json"
+TRAINING, HELD_OUT, WIDE_TRAINING = 0, 1, 3  # streams of seeds; 2 is the subject encoder's
 
 
-def artwork_by_word(archive: Path, concepts: dict[str, str] | None, held_out: bool) -> dict[str, list[Image.Image]]:
-    """{caption word: its drawings}, either all but the held-out ones or only those; the same objects at every call."""
-    return _artwork(archive, tuple(concepts.items()) if concepts else None, held_out)
-
-
-@cache  # a worker composes many chunks, and to decode the full preset's drawings takes as long as a chunk
-def _artwork(
-    archive: Path, concepts: tuple[tuple[str, str], ...] | None, held_out: bool
-) -> dict[str, list[Image.Image]]:
-    withheld, drawings = load_held_out(), {}
-    loaded = load_artwork(archive)
-    words = {name: word for word, name in concepts} if concepts else {name: name for name, _ in loaded}
-    for (name, drawing), image in loaded.items():
-        if name in words and ((name, drawing) in withheld) == held_out:
-            drawings.setdefault(words[name], []).append(image)
-    return drawings
-
-
-def compose_chunk(task: tuple[Path, Preset, str, int, int, bool]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pictures, silhouettes and captions of one shape, each from its own seed.
-
-    task: (archive, preset, shape, number of the first, count, held_out). Held-out drawings are shown as they are.
-    """
-    archive, preset, shape, start, count, held_out = task
-    artwork = artwork_by_word(archive, preset.concepts, held_out)
-    stream = 3 if shape == WIDE else int(held_out)  # 2 is the subject encoder's
-    generators = [np.random.default_rng([stream, start + i]) for i in range(count)]
+def draw_picture(preset: Preset, shape: str, number: int, held_out: bool = False) -> Picture:
+    """Picture `number` of its shape; the same bytes at every call."""
+    stream = HELD_OUT if held_out else WIDE_TRAINING if shape == WIDE else TRAINING
+    rng = np.random.default_rng([stream, number])
     if shape == WIDE:
-        others = artwork_by_word(KINDS, None, held_out=False) if preset.concepts else {}
-        pictures = [compose_wide(artwork, others, preset.side, rng) for rng in generators]
-    else:
-        pictures = [compose(artwork, preset.side, rng, preset.repeated, not held_out) for rng in generators]
+        return compose_wide(rng, preset.side, held_out=held_out)
+    count = 2 if rng.random() < preset.repeated else 1
+    return compose(rng, preset.side, count=count, held_out=held_out)
+
+
+def compose_chunk(task: tuple[Preset, str, int, int, bool]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Pictures, silhouettes and captions: (preset, shape, number of the first, count, held_out)."""
+    preset, shape, start, count, held_out = task
+    pictures = [draw_picture(preset, shape, start + i, held_out) for i in range(count)]
     return np.stack([p.pixels for p in pictures]), np.stack([p.mask for p in pictures]), [p.caption for p in pictures]
 
 
-def compose_all(folder: Path, archive: Path, preset: Preset, shape: str) -> None:
+def compose_all(folder: Path, preset: Preset, shape: str) -> None:
     """Compose the preset's training pictures of one shape into `folder`."""
     partial, captions = [folder / f"{shape}{name}".replace(".npy", ".part.npy") for name in ARRAYS], []
     count, side, width = preset.counts[shape], preset.side, preset.side * (2 if shape == WIDE else 1)
-    tasks = [(archive, preset, shape, start, min(CHUNK, count - start), False) for start in range(0, count, CHUNK)]
+    tasks = [(preset, shape, start, min(CHUNK, count - start), False) for start in range(0, count, CHUNK)]
     try:
         silhouettes = reserved(partial[0], (count, side, width))
         pictures = reserved(partial[1], (count, side, width, 3))

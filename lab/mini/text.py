@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .unet import attend
 
 VOCABULARY = Path(__file__).parent / "vocabulary.json"
 START, END, LENGTH = 49406, 49407, 77
@@ -70,7 +71,7 @@ class SelfAttention(nn.Module):
             y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, 77, width / heads]
             for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2))
+        return self.out_proj(attend(q, k, v, causal=True).transpose(1, 2).flatten(-2))
 
 
 class MLP(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .autoencoder import Autoencoder
 from .checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint
-from .config import SQUARE, Preset
+from .compiled import compile_checked
+from .config import LATENT_CHANNELS, SQUARE, Preset
 from .muon import Muon, split_parameters
 from .pictures import compose_chunk, open_pictures
 
@@ -20,7 +21,7 @@ SAVED = ("autoencoder", "model", "optimisers", "generator", "step")  # the stage
 LEARNING_RATE, WARMUP, DECAY_FROM = 2e-3, 30, 0.5  # the rate falls linearly to zero over the last half of the steps
 OUTER_LAYERS = ("taesd_encoder.0.", "taesd_encoder.14.", "taesd_decoder.1.", "taesd_decoder.19.")
 LATENT_NOISE = 0.1  # added to the latents while training: the decoder must bear the U-Net's small errors
-SAVE_EVERY = 100
+SAVE_EVERY = 500
 
 
 def draw_crops(pictures: np.ndarray, batch: int, crop: int, generator: torch.Generator) -> Tensor:
@@ -48,6 +49,15 @@ def unit_variance_loss(latents: Tensor) -> Tensor:
     return (mean.square() + std.log().square()).mean()
 
 
+def losses(model: Autoencoder, crops: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """What training lessens, and the mean squared error of the restored crops."""
+    with torch.autocast(crops.device.type, torch.bfloat16):
+        latents, restored = model(crops, LATENT_NOISE * noise)
+    latents, restored = latents.float(), restored.float()
+    loss = reconstruction_loss(restored, crops) + 0.1 * unit_variance_loss(latents)
+    return loss, F.mse_loss(restored.detach().clamp(0, 1), crops)
+
+
 def learning_rate(step: int, steps: int) -> float:
     """Linear warm-up, flat, then linear to zero."""
     return LEARNING_RATE * min(1, (step + 1) / WARMUP, (1 - step / steps) / (1 - DECAY_FROM))
@@ -58,6 +68,8 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device, until:
 
     until: a time.monotonic() after which it stops and saves.
     """
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # a core of its own, as in the U-Net's training
     path, pictures = folder / FILE, open_pictures(folder)
     torch.manual_seed(0)
     model = Autoencoder(preset.widths)
@@ -72,18 +84,21 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device, until:
     optimisers = [Muon(hidden, lr=LEARNING_RATE), torch.optim.AdamW(outer, betas=(0.9, 0.99))]
     for optimiser, state in zip(optimisers, optimiser_states or ()):
         optimiser.load_state_dict(state)
+
+    def drawn(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        crops = draw_crops(pictures, preset.autoencoder_batch, preset.crop, generator)
+        # drawn on the CPU, so that a resumed run sees the same noise on any device
+        noise = torch.randn((len(crops), LATENT_CHANNELS, preset.crop // 8, preset.crop // 8), generator=generator)
+        return crops.to(device, memory_format=torch.channels_last), noise.to(device)
+
+    if preset.compiled:
+        compile_checked(model, lambda batch: losses(model, *batch)[0], [drawn(torch.Generator().manual_seed(0))])
     began = time.monotonic()
     for step in range(start, preset.autoencoder_steps):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = learning_rate(step, preset.autoencoder_steps)
-        crops = draw_crops(pictures, preset.autoencoder_batch, preset.crop, generator)
-        # drawn on the CPU, so that a resumed run sees the same noise on any device
-        noise = torch.randn((len(crops), 4, preset.crop // 8, preset.crop // 8), generator=generator)
-        crops = crops.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
-            latents = model.encode(crops)
-            restored = model.decode(latents + LATENT_NOISE * noise.to(device)).float()
-        loss = reconstruction_loss(restored, crops) + 0.1 * unit_variance_loss(latents.float())
+        batch = drawn(generator)
+        loss, error = losses(model, *batch)
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -92,10 +107,9 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device, until:
         done = step + 1
         if done % 20 == 0:
             speed = (done - start) * preset.autoencoder_batch / (time.monotonic() - began)
-            error = F.mse_loss(restored.clamp(0, 1), crops).item()
             print(
                 f"autoencoder {done}/{preset.autoencoder_steps} loss {loss.item():.4f} "
-                f"psnr {-10 * math.log10(error):.2f} std {latents.float().std().item():.3f} {speed:.0f} crops/s",
+                f"psnr {-10 * math.log10(error.item()):.2f} {speed:.0f} crops/s",
                 flush=True,
             )
         stopped = time.monotonic() > until
@@ -121,9 +135,9 @@ def load_autoencoder(folder: Path, preset: Preset) -> Autoencoder:
 
 
 @torch.inference_mode()
-def held_out_psnr(model: Autoencoder, archive: Path, preset: Preset, count: int = 64) -> float:
-    """Mean PSNR in dB over pictures composed of held-out drawings, in fp32."""
-    pixels, _, _ = compose_chunk((archive, preset, SQUARE, 0, count, True))
+def held_out_psnr(model: Autoencoder, preset: Preset, count: int = 64) -> float:
+    """Mean PSNR in dB over pictures of held-out individuals, in fp32."""
+    pixels, _, _ = compose_chunk((preset, SQUARE, 0, count, True))
     pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     restored = model.float().decode(model.encode(pictures)).clamp(0, 1)
     return (-10 * (restored - pictures).square().mean(dim=(1, 2, 3)).log10()).mean().item()

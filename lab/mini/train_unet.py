@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint
+from .compiled import compile_checked
 from .config import SQUARE, WIDE, Preset
 from .diffusion import alphas_cumprod, loss_weight, noised_and_target, spread_timesteps
 from .muon import Muon, split_parameters
@@ -28,8 +29,6 @@ EMA_DECAY = 0.998
 CAPTION_DROPOUT, WORD_DROPOUT = 0.10, 0.02
 OUTER_LAYERS = ("unet.input_blocks.0.", "unet.out.", "unet.time_embed.")
 SAVE_SECONDS = 240
-MOST_ERROR = 0.1  # of compiled gradients, as a share of their size; bf16 itself makes 0.02 to 0.03
-ZERO_NOISE = 0.05  # in the place of zeros, while gradients are compared
 
 
 class MiniBase(nn.Module):
@@ -49,7 +48,7 @@ class MiniBase(nn.Module):
         self.text = TextEncoder(vocabulary_rows, preset.context_dim, preset.text_layers)
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """Noised latents [B, 4, h, w], timesteps [B], token rows [B, 77] -> v [B, 4, h, w]."""
+        """Noised latents [B, 8, h, w], timesteps [B], token rows [B, 77] -> v [B, 8, h, w]."""
         return self.unet(x, t, self.text(tokens))
 
     @property
@@ -124,39 +123,6 @@ def average_gradients(model: nn.Module, workers: int) -> None:
         g.copy_(mean.view_as(g))
 
 
-def compile_checked(model: nn.Module, batches: list[dict[str, Tensor]], alpha_bars: Tensor) -> None:
-    """Compile what learns, and take it back where that fails or the gradients of a batch are then others.
-
-    On a CPU torch 2.13 compiles this U-Net under bf16 autocast so that most gradients are zeros: the loss falls all the
-    same for a while, and a run is lost. The last layers start at zeros, behind which every gradient is zero anyhow: so
-    they are noise as long as gradients are compared. batches: one of each shape, since each is compiled on its own.
-    """
-    learns, wrong = model.learns, ""
-    zeros = [p for p in learns.parameters() if not p.any()]
-
-    def gradients(batch: dict[str, Tensor]) -> Tensor:
-        found = torch.autograd.grad(model.loss(batch, alpha_bars), list(learns.parameters()), materialize_grads=True)
-        return torch.cat([g.flatten() for g in found]).float()
-
-    with torch.no_grad():
-        for p in zeros:
-            p.normal_(std=ZERO_NOISE)
-    plain = [gradients(batch) for batch in batches]
-    try:
-        learns.compile(dynamic=False)
-        off = torch.stack([(gradients(batch) - g).norm() / g.norm() for batch, g in zip(batches, plain)]).max()
-        if not off < MOST_ERROR:
-            wrong = f"compiled gradients are wrong (by {off:.2f} of their size)"
-    except Exception as error:  # a compiler raises what it likes: there is none, it has no room, it has a bug
-        wrong = f"compiling failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    if wrong:
-        learns._compiled_call_impl = None
-        print(f"{wrong}: this run goes on uncompiled", flush=True)
-    with torch.no_grad():
-        for p in zeros:
-            p.zero_()
-
-
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], model: nn.Module, step: int) -> None:
     """Exponential moving average of the weights, quicker at the start."""
@@ -206,8 +172,8 @@ def train_worker(
         batch = draw_batch(data[shape], rows, torch.Generator().manual_seed(seed))
         return {name: x.to(device) for name, x in batch.items()}
 
-    if device.type == "cuda":
-        compile_checked(model, [drawn(shape, 0) for shape in shapes], alpha_bars)
+    if preset.compiled:
+        compile_checked(learns, lambda batch: model.loss(batch, alpha_bars), [drawn(shape, 0) for shape in shapes])
     began, saved_at, losses = time.monotonic(), time.monotonic(), []
     for step in range(start, steps):
         loss = model.loss(drawn(shapes[step % len(shapes)], step * 1009 + rank), alpha_bars)

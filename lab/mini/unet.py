@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import LATENT_CHANNELS
+
 
 def timestep_embedding(t: Tensor, width: int, max_period: int = 10000) -> Tensor:
     """Sinusoidal embedding, cosines first: [B] -> [B, width]."""
@@ -39,11 +41,14 @@ class ResBlock(nn.Module):
         return self.skip_connection(h) + self.out_layers(hidden)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over [B, heads, N, d]; plain products are twice as fast as a CPU's fused bf16."""
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v)
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        scores = scores + torch.full(scores.shape[-2:], -math.inf, device=q.device).triu(1)
+    return scores.softmax(-1) @ v
 
 
 class Attention(nn.Module):
@@ -115,6 +120,11 @@ class SpatialTransformer(nn.Module):
         return h + self.proj_out(x.unflatten(1, h.shape[2:]).permute(0, 3, 1, 2))
 
 
+def upsampled(x: Tensor) -> Tensor:
+    """Each pixel four times. F.interpolate does the same; torch 2.13 compiles its backward pass wrongly in a CPU's bf16."""
+    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
 class Downsample(nn.Module):
     def __init__(self, width: int):
         super().__init__()
@@ -130,7 +140,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+        return self.conv(upsampled(h))
 
 
 class FirstConv(nn.Conv2d):
@@ -146,7 +156,7 @@ class UNet(nn.Module):
         num_res_blocks: int,
         num_head_channels: int,
         context_dim: int,
-        latent_channels: int = 4,
+        latent_channels: int = LATENT_CHANNELS,
     ):
         super().__init__()
         self.model_channels = model_channels
@@ -189,7 +199,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out[2].bias)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, control: Sequence[Tensor] = ()) -> Tensor:
-        """Noised latents [B, 4, h, w], timesteps [B] in 0..999, text [B, 77, context_dim] -> v [B, 4, h, w].
+        """Noised latents [B, 8, h, w], timesteps [B] in 0..999, text [B, 77, context_dim] -> v [B, 8, h, w].
 
         control: what a ControlNet adds to the encoder's features, in their order.
         """
