@@ -12,58 +12,45 @@ from pathlib import Path
 
 import torch
 
-from .artwork import ARCHIVE, build_archive
 from .checkpoint import require, same_options
-from .config import CPU_CONCEPTS, ONCE_SHOWN, PRESETS, UNSEEN_CONCEPTS, Preset
+from .config import PRESETS, Preset
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = Path(__file__).parent / "weights" / "mini_base.safetensors"
 CONTROLNET = "mini_control.safetensors"
 SHEET_CAPTIONS = (
-    "a butterfly, on white",
-    "a fish, on blue",
-    "a cat, on grass",
-    "an octopus, on a night sky",
+    "a robot, on white",
+    "a monster, on grass",
+    "a cat, on a night sky",
+    "a red car, on a road",
     "a house, on snow",
-    "a teapot, on a wooden floor",
-    "a car, on a beach",
-    "a shirt, on pink",
-    "two mushrooms, on grass",
-    "a tulip, on yellow",
+    "a mug, on a wooden floor",
+    "a bottle, on a beach",
+    "a blue shirt, on pink",
+    "two robots, on a brick wall",
+    "a cat, on a tiled floor",
 )
 
 
 def write_vocabulary(args: argparse.Namespace, preset: Preset) -> None:
-    """Token ids of every word that captions of any preset can have; kept in the repo, so seldom run."""
-    from .artwork import list_concepts
-    from .compose import caption_of
-    from .scenes import SCENES
+    """Token ids of every word that a caption can have; kept in the repo, so seldom run."""
+    from lab.world import all_captions_words
+
     from .text import VOCABULARY, WORDS, build_vocabulary
 
     tokenizer = args.host / "comfy" / "sd1_tokenizer"
     if not tokenizer.exists():
         raise SystemExit(f"The stock CLIP tokenizer is not at {tokenizer}: set COMFYUI_PATH or give --host.")
-    names = [*list_concepts(args.npm, None), *PRESETS["cpu"].concepts]
-    subjects = [[names[0], names[1]], *([name] * count for name in names for count in (1, 2))]
-    captions = [caption_of(s, scene) for s in subjects for scene in SCENES]
-    words = {word for caption in captions for word in WORDS.findall(caption)}
+    words = {part for word in (*all_captions_words(), ",") for part in WORDS.findall(word)}
     VOCABULARY.write_text(json.dumps(build_vocabulary(words, tokenizer).words, ensure_ascii=False))
 
 
 def compose_data(args: argparse.Namespace, preset: Preset) -> None:
-    """Archive of drawings and composed pictures."""
-    from .artwork import KINDS, KINDS_SIDE, list_other_kinds
     from .pictures import compose_all, composed
 
-    if not args.archive.exists():
-        drawn = (*preset.concepts.values(), *UNSEEN_CONCEPTS) if preset.concepts else None
-        build_archive(args.archive, args.npm, drawn)
-    if preset.concepts and not KINDS.exists():
-        others = list_other_kinds(args.npm, {*CPU_CONCEPTS.values(), *ONCE_SHOWN})
-        build_archive(KINDS, args.npm, others, KINDS_SIDE)
     for shape in preset.counts:
         if not composed(args.folder, shape):
-            compose_all(args.folder, args.archive, preset, shape)
+            compose_all(args.folder, preset, shape)
 
 
 def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> bool:
@@ -73,8 +60,8 @@ def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> bool:
     if not train_autoencoder(args.folder, preset, args.device, args.until):
         print("the autoencoder is not trained to the end: the same command goes on")
         return False
-    psnr = held_out_psnr(load_autoencoder(args.folder, preset), args.archive, preset)
-    print(f"autoencoder: {psnr:.2f} dB on pictures of held-out drawings")
+    psnr = held_out_psnr(load_autoencoder(args.folder, preset), preset)
+    print(f"autoencoder: {psnr:.2f} dB on pictures of held-out individuals")
     return True
 
 
@@ -170,8 +157,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, help="work files (.lab/mini/<preset>)")
-    parser.add_argument("--archive", type=Path, help="the drawings (lab/mini/artwork.zip for the cpu preset)")
-    parser.add_argument("--npm", type=Path, default=ROOT / ".lab" / "npm", help="folder of npm tarballs")
     parser.add_argument(
         "--host", type=Path, default=Path(os.environ.get("COMFYUI_PATH", ROOT / ".lab" / "comfyui-0.3.75"))
     )
@@ -182,7 +167,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--controlnet-steps", type=int)
     parser.add_argument("--pictures", type=int, help="how many square pictures are composed")
     parser.add_argument("--wide-pictures", type=int, help="how many wide ones; 0 trains without")
-    parser.add_argument("--repeated", type=float, help="share of the square ones that show a drawing twice")
+    parser.add_argument("--repeated", type=float, help="share of the square ones that show an individual twice")
     parser.add_argument("--workers", type=int, default=1, help="CPU cores to train on, one worker each")
     parser.add_argument("--samples", type=int, default=3500, help="how many samples the subject encoder trains on")
     parser.add_argument("--encoder-steps", type=int, help="steps of the subject encoder")
@@ -198,7 +183,6 @@ def main(argv: list[str]) -> int:
     chosen = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     preset = dataclasses.replace(PRESETS[args.preset], **chosen)
     args.folder = args.folder or ROOT / ".lab" / "mini" / args.preset
-    args.archive = args.archive or (ARCHIVE if preset.concepts else ROOT / ".lab" / "mini" / "artwork_full.zip")
     if args.minutes is not None and args.workers > 1:
         raise SystemExit(f"--minutes is for one worker, but --workers is {args.workers}: leave one of the two out.")
     args.until = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes

@@ -1,4 +1,4 @@
-"""Autoencoder in TAESD's layout (f8, 8 latent channels), trained narrow and exported at the full width.
+"""Autoencoder in TAESD's layout (f8, 16 latent channels), trained narrow and exported at the full width.
 
 Source: madebyollin/taesd, as in the host's comfy/taesd/taesd.py. The layout has 64 channels throughout;
 here each resolution has its own smaller width, and zero padding to 64 leaves the output unchanged:
@@ -39,7 +39,7 @@ def conv(n_in: int, n_out: int, **kwargs) -> nn.Conv2d:
 
 
 def encoder(widths: tuple[int, int, int, int]) -> nn.Sequential:
-    """[B, 3, 8h, 8w] in 0..1 -> latents [B, 8, h, w] of about unit variance. Widths: finest level first."""
+    """[B, 3, 8h, 8w] in 0..1 -> latents [B, 16, h, w] of about unit variance. Widths: finest level first."""
     w1, w2, w4, w8 = widths
     return nn.Sequential(
         conv(3, w1),
@@ -61,7 +61,7 @@ def encoder(widths: tuple[int, int, int, int]) -> nn.Sequential:
 
 
 def decoder(widths: tuple[int, int, int, int]) -> nn.Sequential:
-    """Latents [B, 8, h, w] -> [B, 3, 8h, 8w] in 0..1."""
+    """Latents [B, 16, h, w] -> [B, 3, 8h, 8w] in 0..1."""
     w1, w2, w4, w8 = widths
     return nn.Sequential(
         Clamp(),
@@ -101,16 +101,16 @@ class Autoencoder(nn.Module):
             block.conv[4].weight.data.mul_(0.1)  # near identity at the start
 
     def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents, and the pictures restored from them and the noise [B, 8, H/8, W/8] that is added."""
+        """Latents, and the pictures restored from them and the noise [B, 16, H/8, W/8] that is added."""
         latents = self.encode(pictures)
         return latents, self.decode(latents + noise)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] in 0..1 -> [B, 8, H/8, W/8]."""
+        """[B, 3, H, W] in 0..1 -> [B, 16, H/8, W/8]."""
         return self.taesd_encoder(pictures)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[B, 8, h, w] -> [B, 3, 8h, 8w] in 0..1 (not clamped)."""
+        """[B, 16, h, w] -> [B, 3, 8h, 8w] in 0..1 (not clamped)."""
         return self.taesd_decoder(latents)
 
 

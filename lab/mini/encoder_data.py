@@ -1,6 +1,6 @@
-"""Shards for the subject encoder's pre-training on the mini base: a drawing cut out, and a picture that shows it.
+"""Shards for the subject encoder's pre-training on the mini base: an individual cut out, and a picture that shows it.
 
-Only training drawings (held_out.json); both show the same individual, and the silhouette is the layout. What the files
+No held-out individuals; the two views differ, and the silhouette is the layout. What the files
 are called is said in dreamtuner_core/pretraining/data.py.
 """
 
@@ -17,39 +17,34 @@ import torch
 import webdataset
 from PIL import Image
 
+from lab.world import compose, draw, sample_individual, sample_view
+
 from .autoencoder import Autoencoder
 from .checkpoint import write_whole
-from .compose import arrange
 from .config import Preset
-from .export import SD_SCALE
-from .individuals import individual
-from .pictures import artwork_by_word
-from .scenes import SCENES
 from .train_autoencoder import load_autoencoder
 
-REFERENCE_SIDE = 160  # of the drawing's longer side; the trainer frames it for the image tower
+REFERENCE_SIDE = 160  # pixels; the trainer frames it for the image tower
 SHARD, BATCH = 500, 16  # samples
 
 
-def samples(archive: Path, preset: Preset, count: int) -> Iterator[dict[str, object]]:
+def samples(preset: Preset, count: int) -> Iterator[dict[str, object]]:
     """Each from its own seed."""
-    artwork = artwork_by_word(archive, preset.concepts, held_out=False)
     for number in range(count):
-        rng = np.random.default_rng([2, number])  # 0 and 1 are the base's own pictures
-        word, scene = list(artwork)[rng.integers(len(artwork))], list(SCENES)[rng.integers(len(SCENES))]
-        drawing = individual(artwork[word][rng.integers(len(artwork[word]))], rng)
-        copies = 2 if rng.random() < preset.repeated else 1
-        picture = arrange([drawing] * copies, [word] * copies, scene, preset.side, rng)
+        rng = np.random.default_rng([2, number])  # 0, 1 and 3 are the base's own pictures
+        individual, copies = sample_individual(rng), 2 if rng.random() < preset.repeated else 1
+        picture = compose(rng, preset.side, individual=individual, count=copies)
+        reference = draw(individual, sample_view(rng, individual.kind), REFERENCE_SIDE)
         yield {
             "__key__": f"{number:06}",
             "picture": picture.pixels,
             "hint.png": png(Image.fromarray(picture.mask)),
-            "reference.webp": webp(shrunk(drawing, REFERENCE_SIDE)),
+            "reference.webp": webp(Image.fromarray(reference)),
             "txt": picture.caption,
         }
 
 
-def write_shards(folder: Path, work: Path, archive: Path, preset: Preset, count: int) -> None:
+def write_shards(folder: Path, work: Path, preset: Preset, count: int) -> None:
     """Fill the folder, with the latents of the autoencoder in `work`; it stands there when it is whole.
 
     Each shard, too, has its name only when it is whole: what a stopped attempt leaves can be read to the end.
@@ -57,7 +52,7 @@ def write_shards(folder: Path, work: Path, archive: Path, preset: Preset, count:
     unfinished = folder.with_suffix(".part")
     shutil.rmtree(unfinished, ignore_errors=True)  # another attempt's, perhaps of other settings
     unfinished.mkdir(parents=True)
-    autoencoder, made = load_autoencoder(work, preset), samples(archive, preset, count)
+    autoencoder, made = load_autoencoder(work, preset), samples(preset, count)
     for number in range(ceil(count / SHARD)):
         write = partial(write_shard, made=islice(made, SHARD), autoencoder=autoencoder)
         write_whole(unfinished / f"{number:04}.tar", write)
@@ -70,15 +65,10 @@ def write_shard(path: Path, made: Iterator[dict[str, object]], autoencoder: Auto
         while some := list(islice(made, BATCH)):
             pictures = torch.stack([torch.from_numpy(sample["picture"].copy()) for sample in some])
             with torch.inference_mode():
-                latents = autoencoder.encode(pictures.permute(0, 3, 1, 2).float() / 255) / SD_SCALE
+                latents = autoencoder.encode(pictures.permute(0, 3, 1, 2).float() / 255)
             for sample, latent in zip(some, latents):
                 picture = webp(Image.fromarray(sample.pop("picture")))
                 writer.write(sample | {"picture.webp": picture, "latent.npy": latent.half().numpy()})
-
-
-def shrunk(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    return image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BOX)
 
 
 def webp(image: Image.Image) -> bytes:

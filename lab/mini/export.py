@@ -12,7 +12,6 @@ from .controlnet import ControlNet, LayoutControl
 from .train_autoencoder import load_autoencoder
 from .train_unet import MiniBase
 
-SD_SCALE = 0.18215  # the host multiplies encoded latents by this (latent_formats.SD15); vae_scale undoes it
 PREFIXES = {"unet": "model.diffusion_model.", "text": "cond_stage_model.transformer.text_model."}
 
 
@@ -31,7 +30,7 @@ def export(folder: Path, preset: Preset, path: Path) -> None:
     weights["cond_stage_model.transformer.text_projection.weight"] = torch.eye(width).half()
     for key, weight in pad_to_full_width(load_autoencoder(folder, preset).state_dict()).items():
         weights[f"first_stage_model.{key}"] = weight.half()
-    weights["first_stage_model.vae_scale"] = torch.tensor(SD_SCALE)
+    weights["first_stage_model.vae_scale"] = torch.tensor(1.0)
     weights["first_stage_model.vae_shift"] = torch.tensor(0.0)
     save(weights, path, "DreamTuner mini base", saved["step"], preset)
 

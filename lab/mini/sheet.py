@@ -37,7 +37,7 @@ class Painter:
         import comfy.sample
 
         wanted, unwanted = (self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)) for text in (caption, ""))
-        empty = torch.zeros(len(seeds), 4, side // 8, side // 8)
+        empty = torch.zeros(len(seeds), self.model.model.latent_format.latent_channels, side // 8, side // 8)
         noise = torch.cat([comfy.sample.prepare_noise(empty[:1], seed) for seed in seeds])
         latents = comfy.sample.sample(
             self.model, noise, steps, cfg, SAMPLER, SCHEDULER, wanted, unwanted, empty, disable_pbar=True, seed=seeds[0]

@@ -18,9 +18,9 @@ from .pictures import compose_chunk, open_pictures
 
 FILE = "autoencoder.pt"
 SAVED = ("autoencoder", "model", "optimisers", "generator", "step")  # the stage, and what it saves
-LEARNING_RATE, WARMUP, DECAY_FROM = 2e-3, 30, 0.5  # the rate falls linearly to zero over the last half of the steps
+LEARNING_RATE, WARMUP, DECAY_FROM = 3e-3, 30, 0.5  # the rate falls linearly to zero over the last half of the steps
 OUTER_LAYERS = ("taesd_encoder.0.", "taesd_encoder.14.", "taesd_decoder.1.", "taesd_decoder.19.")
-LATENT_NOISE = 0.1  # added to the latents while training: the decoder must bear the U-Net's small errors
+LATENT_NOISE = 0.05  # added to the latents while training: the decoder must bear the U-Net's small errors
 SAVE_EVERY = 500
 
 

@@ -38,9 +38,9 @@ def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
     options = {"preset": args.preset, "samples": args.samples, "repeated": preset.repeated}
     same_options(args.folder / "shards.json", options, made=shards.is_dir())
     if not shards.is_dir():
-        write_shards(shards, args.folder, args.archive, preset, args.samples)
+        write_shards(shards, args.folder, preset, args.samples)
     if not tower.is_file():
-        train_tower(tower, args.archive, pack)
+        train_tower(tower, pack)
     files = {
         "checkpoint": args.weights,
         "controlnet": control,

@@ -1,7 +1,7 @@
-"""The image tower that the mini base's subject encoder carries, trained on the training drawings in a few minutes.
+"""The image tower that the mini base's subject encoder carries, trained on individuals of the world in a few minutes.
 
-Two aims: of two views of one drawing in one hue, among other drawings and hues, each finds the other (InfoNCE, van den
-Oord et al., arXiv 1807.03748); and each token tells what its patch looks like, so that colour and place are kept.
+Two aims: of two views of one individual, among other individuals, each finds the other (InfoNCE, van den Oord et al., arXiv
+1807.03748); and each token tells what its patch looks like, so that colour and place are kept.
 """
 
 import time
@@ -13,43 +13,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .artwork import training_artwork
-from .individuals import turn_hue
+from lab.world import draw, sample_individual, sample_view
 
-HUES = 4  # looks of each drawing
+INDIVIDUALS, VIEWS = 400, 3
 BATCH, STEPS, LEARNING_RATE = 24, 150, 2e-3
 TEMPERATURE, PIXELS_WEIGHT = 0.1, 10.0
 CELLS = 4  # a token tells its patch at 4x4 colours
 
 
-def drawings(archive: Path, side: int, frame: Any) -> Tensor:
-    """[drawings, hues, 3, side, side]: each training drawing framed on white, as the encode node does."""
-    looks = []
-    for images in training_artwork(archive).values():
-        for image in images:
-            image.thumbnail((2 * side, 2 * side))
-            for turn in range(HUES):
-                pixels = torch.from_numpy(np.array(turn_hue(image, turn / HUES))).float()[None] / 255
-                looks.append(frame(pixels[..., :3], pixels[..., 3], side)[0][0].movedim(-1, 0))
-    return torch.stack(looks).unflatten(0, (-1, HUES))
+def looks_of(individuals: int, side: int, frame: Any) -> Tensor:
+    """[individuals, views, 3, side, side]: each in several views, framed on white, as the encode node does."""
+    looks, rng = [], np.random.default_rng([4, 0])
+    for _ in range(individuals):
+        individual = sample_individual(rng)
+        for _ in range(VIEWS):
+            pixels = torch.from_numpy(draw(individual, sample_view(rng, individual.kind), side)).float()[None] / 255
+            looks.append(frame(pixels[..., :3], pixels[..., 3], side)[0][0].movedim(-1, 0))
+    return torch.stack(looks).unflatten(0, (-1, VIEWS))
 
 
-def train_tower(path: Path, archive: Path, pack: Any, steps: int = STEPS) -> None:
+def train_tower(path: Path, pack: Any, steps: int = STEPS, individuals: int = INDIVIDUALS) -> None:
     """Train and write the tower. pack: gives the pack's modules by name."""
     tower_module, augment = pack("encoder.tower"), pack("pretraining.augment")
     torch.manual_seed(0)
     config = tower_module.TowerConfig(width=96, layers=4, heads=4)
     tower, tell = tower_module.ImageTower(config), nn.Linear(config.width, 3 * CELLS**2)
-    looks = drawings(archive, config.side, pack("subject").frame)
+    looks = looks_of(individuals, config.side, pack("subject").frame)
     views = augment.Augmentation(config.side, elastic=0.0, blur=0.0).steps  # the cheap ones
     parameters = [*tower.parameters(), *tell.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.02)
     began, right = time.monotonic(), 0.0
     for step in range(steps):
         torch.manual_seed(step)
-        rows = torch.randperm(len(looks) * HUES)[:BATCH]
+        rows = torch.randperm(len(looks))[:BATCH]
+        seen = torch.rand(BATCH, VIEWS).argsort(1)[:, :2]  # two views of each
+        pairs = torch.cat([looks[rows, seen[:, 0]], looks[rows, seen[:, 1]]])
         with torch.no_grad():
-            pictures = (1 - views(1 - looks.flatten(0, 1)[rows].repeat(2, 1, 1, 1))).clamp(0, 1)  # [2 B, 3, s, s]
+            pictures = (1 - views(1 - pairs)).clamp(0, 1)  # [2 B, 3, s, s]
         tokens = tower.norm(tower.hidden_states(pictures, [config.layers])[:, 0])  # [2 B, T, W]
         a, b = F.normalize(tokens.mean(1), dim=-1).chunk(2)
         alike = a @ b.T / TEMPERATURE

@@ -48,7 +48,7 @@ class MiniBase(nn.Module):
         self.text = TextEncoder(vocabulary_rows, preset.context_dim, preset.text_layers)
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """Noised latents [B, 8, h, w], timesteps [B], token rows [B, 77] -> v [B, 8, h, w]."""
+        """Noised latents [B, 16, h, w], timesteps [B], token rows [B, 77] -> v [B, 16, h, w]."""
         return self.unet(x, t, self.text(tokens))
 
     @property

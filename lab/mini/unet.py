@@ -199,7 +199,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out[2].bias)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, control: Sequence[Tensor] = ()) -> Tensor:
-        """Noised latents [B, 8, h, w], timesteps [B] in 0..999, text [B, 77, context_dim] -> v [B, 8, h, w].
+        """Noised latents [B, 16, h, w], timesteps [B] in 0..999, text [B, 77, context_dim] -> v [B, 16, h, w].
 
         control: what a ControlNet adds to the encoder's features, in their order.
         """

@@ -16,11 +16,15 @@ TABLE = "transformer.text_model.embeddings.token_embedding.weight"
 TOKEN_IDS = PREFIX + "token_ids"
 
 
+class MiniLatent(latent_formats.LatentFormat):
+    latent_channels = 16  # unscaled: lab/mini trains them to unit variance
+
+
 class MiniBase(supported_models_base.BASE):
     """The `cpu` preset of lab/mini. v-prediction; the text encoder's size is read from the checkpoint."""
 
     unet_config = {  # what tells it from every other family, compared with the sizes found in the checkpoint
-        "model_channels": 64,
+        "model_channels": 128,
         "context_dim": 128,
         "use_linear_in_transformer": False,
         "adm_in_channels": None,
@@ -28,8 +32,11 @@ class MiniBase(supported_models_base.BASE):
     }
     required_keys = {TOKEN_IDS: None}
     unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
-    latent_format = latent_formats.SD15
+    latent_format = MiniLatent
     memory_usage_factor = 1.0
+
+    def inpaint_model(self) -> bool:
+        return False  # the host takes more than 4 input channels for an inpainting model
 
     def model_type(self, state_dict: dict, prefix: str = "") -> model_base.ModelType:
         return model_base.ModelType.V_PREDICTION
