@@ -65,6 +65,15 @@ def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> bool:
     return True
 
 
+def train_decoder(args: argparse.Namespace, preset: Preset) -> None:
+    """The decoder alone, for latents that are there already."""
+    from .train_autoencoder import held_out_psnr, load_autoencoder, train_autoencoder
+
+    train_autoencoder(args.folder, preset, args.device, args.until, decoder_alone=True)
+    psnr = held_out_psnr(load_autoencoder(args.folder, preset), preset)
+    print(f"autoencoder: {psnr:.2f} dB on pictures of held-out individuals")
+
+
 def encode_latents(args: argparse.Namespace, preset: Preset) -> None:
     from .latents import encode_all
 
@@ -141,6 +150,7 @@ STAGES: dict[str, Callable[[argparse.Namespace, Preset], object]] = {
     "data": compose_data,
     "autoencoder": train_autoencoder_stage,
     "latents": encode_latents,
+    "decoder": train_decoder,
     "train": train,
     "controlnet": train_controlnet,
     "encoder": train_encoder,
@@ -148,7 +158,8 @@ STAGES: dict[str, Callable[[argparse.Namespace, Preset], object]] = {
     "sheet": make_sheet,
     "judge": judge_weights,
 }
-ON_DATA = ("data", "autoencoder", "latents", "train", "controlnet")  # these make or use the composed pictures
+# these make or use the composed pictures
+ON_DATA = ("data", "autoencoder", "latents", "decoder", "train", "controlnet")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -164,6 +175,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="U-Net steps in all; may change when a run resumes")
     parser.add_argument("--minutes", type=float, help="stop training after so many, to go on later")
     parser.add_argument("--autoencoder-steps", type=int)
+    parser.add_argument("--decoder-steps", type=int)
     parser.add_argument("--controlnet-steps", type=int)
     parser.add_argument("--pictures", type=int, help="how many square pictures are composed")
     parser.add_argument("--wide-pictures", type=int, help="how many wide ones; 0 trains without")
@@ -179,7 +191,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    given = ("steps", "autoencoder_steps", "controlnet_steps", "pictures", "wide_pictures", "repeated")
+    given = ("steps", "autoencoder_steps", "decoder_steps", "controlnet_steps", "pictures", "wide_pictures", "repeated")
     chosen = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     preset = dataclasses.replace(PRESETS[args.preset], **chosen)
     args.folder = args.folder or ROOT / ".lab" / "mini" / args.preset

@@ -19,10 +19,11 @@ def compile_checked(learns: nn.Module, loss: Callable[[Batch], Tensor], batches:
     same for a while, and a run is lost. The last layers start at zeros, behind which every gradient is zero anyhow: so
     they are noise as long as gradients are compared. batches: one of each shape, since each is compiled on its own.
     """
-    wrong, zeros = "", [p for p in learns.parameters() if not p.any()]
+    learned = [p for p in learns.parameters() if p.requires_grad]
+    wrong, zeros = "", [p for p in learned if not p.any()]
 
     def gradients(batch: Batch) -> Tensor:
-        found = torch.autograd.grad(loss(batch), list(learns.parameters()), materialize_grads=True)
+        found = torch.autograd.grad(loss(batch), learned, materialize_grads=True)
         return torch.cat([g.flatten() for g in found]).float()
 
     with torch.no_grad():

@@ -19,6 +19,7 @@ class Preset:
     crop: int
     autoencoder_steps: int
     autoencoder_batch: int
+    decoder_steps: int  # of the decoder alone, after that
     # U-Net and text encoder
     model_channels: int
     channel_mult: tuple[int, ...]
@@ -56,6 +57,7 @@ PRESETS = {
         crop=32,
         autoencoder_steps=20,
         autoencoder_batch=4,
+        decoder_steps=20,
         model_channels=32,
         channel_mult=(1, 2),
         num_res_blocks=1,
@@ -70,11 +72,12 @@ PRESETS = {
     "cpu": Preset(
         side=128,
         pictures=24_000,
-        wide_pictures=24_000,
+        wide_pictures=30_000,
         widths=(16, 32, 48, 64),
         crop=64,
-        autoencoder_steps=11_000,
+        autoencoder_steps=9_500,
         autoencoder_batch=8,
+        decoder_steps=20_000,
         model_channels=128,
         channel_mult=(1, 1),
         num_res_blocks=1,
@@ -93,6 +96,7 @@ PRESETS = {
         crop=128,
         autoencoder_steps=3_000,
         autoencoder_batch=64,
+        decoder_steps=2_000,
         model_channels=96,
         channel_mult=(1, 2, 2),
         num_res_blocks=1,

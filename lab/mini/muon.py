@@ -11,17 +11,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix, roughly: [n, m] -> [n, m] with singular values near 1."""
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrices, roughly: [..., n, m] -> [..., n, m] bf16 with singular values near 1."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
-    wide = x.shape[0] <= x.shape[1]
-    x = x if wide else x.T
-    x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide else x.T
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    for step in range(steps):
+        gram = x @ x.mT
+        if step == 0:  # of Frobenius norm 1, from here on
+            squared = gram.diagonal(dim1=-2, dim2=-1).float().sum(-1)[..., None, None] + 1e-14
+            x, gram = x * squared.rsqrt().bfloat16(), (gram / squared).bfloat16()
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        x = polynomial @ x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -30,24 +33,39 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Matrices of one shape are orthogonalised together: many small products cost a CPU more than the training."""
+        rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for group in self.param_groups:
-            params, workers = group["params"], dist.get_world_size() if dist.is_initialized() else 1
-            updates = torch.zeros(sum(p.numel() for p in params), dtype=torch.bfloat16, device=params[0].device)
-            for i, (p, update) in enumerate(zip(params, updates.split([p.numel() for p in params]))):
-                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                if i % workers == (dist.get_rank() if workers > 1 else 0):
-                    nesterov = p.grad.lerp(buffer, group["momentum"]).flatten(1)  # [out, in * 3 * 3]
-                    update.view_as(nesterov).copy_(orthogonalise(nesterov) * (0.2 * max(nesterov.shape) ** 0.5))
-            if workers > 1:
-                dist.all_reduce(updates)
-            for p, update in zip(params, updates.split([p.numel() for p in params])):
-                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update.view(p.shape))
+            alike: dict[tuple[int, int], list[nn.Parameter]] = {}
+            for p in group["params"]:
+                alike.setdefault((p.shape[0], p[0].numel()), []).append(p)
+            updates = [
+                self._update(params, group["momentum"], mine=number % workers == rank)
+                for number, params in enumerate(alike.values())
+            ]
+            for shape, params, update in zip(alike, alike.values(), updates):
+                if workers > 1:
+                    dist.all_reduce(update)
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                for p, one in zip(params, update):
+                    p.add_(one.view(p.shape), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+
+    def _update(self, params: list[nn.Parameter], momentum: float, mine: bool) -> Tensor:
+        """[params, out, in * 3 * 3] bf16; zeros where another worker orthogonalises them."""
+        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        gradients = [p.grad for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        if not mine:
+            return torch.zeros(len(params), len(params[0]), params[0][0].numel(), dtype=torch.bfloat16)
+        nesterov = (g.lerp(buffer, momentum).flatten(1).bfloat16() for g, buffer in zip(gradients, buffers))
+        return orthogonalise(torch.stack(list(nesterov)))
 
 
 def split_parameters(module: nn.Module, outer: tuple[str, ...]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(for Muon, for AdamW): matrices and kernels are Muon's, unless they are embeddings or named in `outer`."""
     muon, adamw = [], []
     for name, p in module.named_parameters():
+        if not p.requires_grad:
+            continue
         (muon if p.ndim >= 2 and "embedding" not in name and not name.startswith(outer) else adamw).append(p)
     return muon, adamw

@@ -16,7 +16,7 @@ from .config import LATENT_CHANNELS, SQUARE, Preset
 from .muon import Muon, split_parameters
 from .pictures import compose_chunk, open_pictures
 
-FILE = "autoencoder.pt"
+FILE, DECODER = "autoencoder.pt", "decoder.pt"
 SAVED = ("autoencoder", "model", "optimisers", "generator", "step")  # the stage, and what it saves
 LEARNING_RATE, WARMUP, DECAY_FROM = 3e-3, 30, 0.5  # the rate falls linearly to zero over the last half of the steps
 OUTER_LAYERS = ("taesd_encoder.0.", "taesd_encoder.14.", "taesd_decoder.1.", "taesd_decoder.19.")
@@ -59,29 +59,38 @@ def losses(model: Autoencoder, crops: Tensor, noise: Tensor) -> tuple[Tensor, Te
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, flat, then linear to zero."""
-    return LEARNING_RATE * min(1, (step + 1) / WARMUP, (1 - step / steps) / (1 - DECAY_FROM))
+    """Share of the highest rate. Linear warm-up, flat, then linear to zero."""
+    return min(1, (step + 1) / WARMUP, (1 - step / steps) / (1 - DECAY_FROM))
 
 
-def train_autoencoder(folder: Path, preset: Preset, device: torch.device, until: float = math.inf) -> bool:
+def train_autoencoder(
+    folder: Path, preset: Preset, device: torch.device, until: float = math.inf, decoder_alone: bool = False
+) -> bool:
     """Train to `preset.autoencoder_steps`, resuming from `folder/autoencoder.pt`; whether it came so far.
 
     until: a time.monotonic() after which it stops and saves.
+    decoder_alone: go on from there to `preset.decoder_steps` in `folder/decoder.pt`. The encoder stays, and so do all
+    latents: this can run beside the U-Net's training.
     """
     if device.type == "cpu":
         torch.set_num_threads(1)  # a core of its own, as in the U-Net's training
-    path, pictures = folder / FILE, open_pictures(folder)
+    path, pictures = folder / (DECODER if decoder_alone else FILE), open_pictures(folder)
+    steps, highest = preset.autoencoder_steps, LEARNING_RATE
     torch.manual_seed(0)
     model = Autoencoder(preset.widths)
     generator, start = torch.Generator().manual_seed(1), 0
     optimiser_states = None
+    if decoder_alone:
+        steps, highest = preset.decoder_steps, LEARNING_RATE / 2
+        model = load_autoencoder(folder, preset).train()
+        model.taesd_encoder.requires_grad_(False)
     if (saved := load_checkpoint(path, *SAVED)) is not None:
         load_weights(model, saved["model"], path)
         generator.set_state(saved["generator"])
         optimiser_states, start = saved["optimisers"], saved["step"]
     model = model.to(device, memory_format=torch.channels_last)
     hidden, outer = split_parameters(model, OUTER_LAYERS)
-    optimisers = [Muon(hidden, lr=LEARNING_RATE), torch.optim.AdamW(outer, betas=(0.9, 0.99))]
+    optimisers = [Muon(hidden, lr=highest), torch.optim.AdamW(outer, betas=(0.9, 0.99))]
     for optimiser, state in zip(optimisers, optimiser_states or ()):
         optimiser.load_state_dict(state)
 
@@ -94,9 +103,9 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device, until:
     if preset.compiled:
         compile_checked(model, lambda batch: losses(model, *batch)[0], [drawn(torch.Generator().manual_seed(0))])
     began = time.monotonic()
-    for step in range(start, preset.autoencoder_steps):
+    for step in range(start, steps):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-            group["lr"] = learning_rate(step, preset.autoencoder_steps)
+            group["lr"] = highest * learning_rate(step, steps)
         batch = drawn(generator)
         loss, error = losses(model, *batch)
         model.zero_grad()
@@ -108,12 +117,12 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device, until:
         if done % 20 == 0:
             speed = (done - start) * preset.autoencoder_batch / (time.monotonic() - began)
             print(
-                f"autoencoder {done}/{preset.autoencoder_steps} loss {loss.item():.4f} "
+                f"{path.stem} {done}/{steps} loss {loss.item():.4f} "
                 f"psnr {-10 * math.log10(error.item()):.2f} {speed:.0f} crops/s",
                 flush=True,
             )
         stopped = time.monotonic() > until
-        if done % SAVE_EVERY == 0 or done == preset.autoencoder_steps or stopped:
+        if done % SAVE_EVERY == 0 or done == steps or stopped:
             save_checkpoint(
                 path,
                 {
@@ -124,12 +133,14 @@ def train_autoencoder(folder: Path, preset: Preset, device: torch.device, until:
                 },
             )
         if stopped:
-            return done == preset.autoencoder_steps
+            return done == steps
     return True
 
 
 def load_autoencoder(folder: Path, preset: Preset) -> Autoencoder:
-    path, model = folder / FILE, Autoencoder(preset.widths)
+    """With the decoder that was trained on, where there is one."""
+    path = folder / DECODER if (folder / DECODER).exists() else folder / FILE
+    model = Autoencoder(preset.widths)
     load_weights(model, read_checkpoint(path, *SAVED)["model"], path)
     return model.eval()
 

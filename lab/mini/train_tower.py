@@ -1,7 +1,7 @@
 """The image tower that the mini base's subject encoder carries, trained on individuals of the world in a few minutes.
 
-Two aims: of two views of one individual, among other individuals, each finds the other (InfoNCE, van den Oord et al., arXiv
-1807.03748); and each token tells what its patch looks like, so that colour and place are kept.
+Two aims: of two views of one individual, among other individuals, each finds the other (InfoNCE, van den Oord et al.,
+arXiv 1807.03748); and each token tells what its patch looks like, so that colour and place are kept.
 """
 
 import time

@@ -29,6 +29,7 @@ EMA_DECAY = 0.998
 CAPTION_DROPOUT, WORD_DROPOUT = 0.10, 0.02
 OUTER_LAYERS = ("unet.input_blocks.0.", "unet.out.", "unet.time_embed.")
 SAVE_SECONDS = 240
+CYCLE = (WIDE, SQUARE, WIDE)  # the shapes of pictures that steps are on, in turn
 
 
 class MiniBase(nn.Module):
@@ -165,7 +166,7 @@ def train_worker(
         start = saved["step"]
         for optimiser, state in zip(optimisers, saved["optimisers"]):
             optimiser.load_state_dict(state)
-    alpha_bars, shapes = alphas_cumprod().to(device), list(data)
+    alpha_bars, shapes = alphas_cumprod().to(device), [shape for shape in CYCLE if shape in data]
 
     def drawn(shape: str, seed: int) -> dict[str, Tensor]:
         rows = preset.batch // (2 * workers if shape == WIDE else workers)  # as many pixels in either shape
@@ -173,7 +174,7 @@ def train_worker(
         return {name: x.to(device) for name, x in batch.items()}
 
     if preset.compiled:
-        compile_checked(learns, lambda batch: model.loss(batch, alpha_bars), [drawn(shape, 0) for shape in shapes])
+        compile_checked(learns, lambda batch: model.loss(batch, alpha_bars), [drawn(shape, 0) for shape in data])
     began, saved_at, losses = time.monotonic(), time.monotonic(), []
     for step in range(start, steps):
         loss = model.loss(drawn(shapes[step % len(shapes)], step * 1009 + rank), alpha_bars)

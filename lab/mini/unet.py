@@ -121,7 +121,7 @@ class SpatialTransformer(nn.Module):
 
 
 def upsampled(x: Tensor) -> Tensor:
-    """Each pixel four times. F.interpolate does the same; torch 2.13 compiles its backward pass wrongly in a CPU's bf16."""
+    """Each pixel four times: F.interpolate, whose backward pass torch 2.13 compiles wrongly (compiled.py)."""
     return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 

@@ -1,7 +1,6 @@
 """The recipe of the mini base, from nothing, at a size that says nothing of quality; and what it says to bad input."""
 
 import errno
-import json
 import re
 import resource
 import shutil
