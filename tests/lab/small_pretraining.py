@@ -71,7 +71,7 @@ class SmallBase:
         self.dtype = dtype
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            self.unet = UNet(32, (1, 2), 1, 16, CONTEXT).requires_grad_(False)
+            self.unet = UNet(32, (1, 2), 1, 16, CONTEXT, latent_channels=4).requires_grad_(False)
             self.tower = ImageTower(TOWER).requires_grad_(False)
             for parameter in self.unet.parameters():
                 parameter += 0.05 * torch.randn(parameter.shape)

@@ -40,7 +40,7 @@ def seeded(module: nn.Module, seed: int = 0) -> Any:
 
 
 def unet() -> UNet:
-    return seeded(UNet(32, (1, 2), 1, 16, CONTEXT), seed=1)
+    return seeded(UNet(32, (1, 2), 1, 16, CONTEXT, latent_channels=4), seed=1)
 
 
 def encoder(seed: int | None = 2, **changes: Any) -> SubjectEncoder:
