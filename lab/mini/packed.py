@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lab.host import HOME
@@ -47,6 +48,6 @@ def unpacked(path: Path) -> Path:
     made = HOME / "weights" / hashlib.sha256(path.read_bytes()).hexdigest()[:12] / path.name
     if not made.exists():
         with safe_open(str(path), "pt") as file:
-            tensors, told = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
-        save_tensors(made, unpack(tensors), told)
+            told = file.metadata()
+        save_tensors(made, unpack(load_file(path)), told)
     return made

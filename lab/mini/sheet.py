@@ -33,7 +33,7 @@ class Painter:
 
     @torch.inference_mode()
     def paint(
-        self, caption: str, seeds: list[int], side: int, steps: int = STEPS, cfg: float = CFG, width: int | None = None
+        self, caption: str, seeds: list[int], side: int, steps: int = STEPS, cfg: float = CFG, width: int = 0
     ) -> torch.Tensor:
         """[len(seeds), side, width, 3] in 0..1; seed by seed, as KSampler with batch 1 would make them."""
         import comfy.sample
@@ -49,12 +49,12 @@ class Painter:
 
 
 def paint_sheet(checkpoint: Path, path: Path, captions: list[str], seeds: list[int], side: int) -> None:
-    """Rows are seeds, columns captions; the captions are printed in order. Below: wide pictures, of every other one."""
+    """Rows are seeds, columns captions; the captions are printed in order. Wide pictures have a sheet of their own."""
     painter = Painter(checkpoint)
-    rows = [[painter.paint(caption, seeds, side) for caption in captions]]
-    rows.append([painter.paint(caption, seeds, side, width=2 * side) for caption in captions[: len(captions) // 2 * 2 : 2]])
-    sheet = torch.cat([torch.cat([column.flatten(0, 1) for column in columns], dim=1) for columns in rows if columns])
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().numpy()).save(path)
+    for name, width in ((path.name, side), (f"wide_{path.name}", 2 * side)):
+        columns = [painter.paint(caption, seeds, side, width=width) for caption in captions]
+        sheet = torch.cat([column.flatten(0, 1) for column in columns], dim=1)
+        Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().numpy()).save(path.with_name(name))
+        print(path.with_name(name))
     print("; ".join(captions))
-    print(path)
