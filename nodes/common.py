@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
 
 from comfy_api.latest import io
 
 CATEGORY = "DreamTuner"
 SubjectSocket = io.Custom("DREAMTUNER_SUBJECT")
 SubjectEncoderSocket = io.Custom("DREAMTUNER_SUBJECT_ENCODER")
+
+
+def schema(*, search_aliases: list[str], **of_node: Any) -> io.Schema:
+    """A node's schema. search_aliases: words that the page's search finds it by, on hosts that know them."""
+    if "search_aliases" in {field.name for field in fields(io.Schema)}:
+        of_node["search_aliases"] = search_aliases
+    return io.Schema(**of_node)
+
+
+def advanced(*inputs: io.Input) -> list[io.Input]:
+    """Inputs that the page folds away until they are asked for. All hosts hand this on; newer ones know it by name."""
+    for one in inputs:
+        one.extra_dict = {**(one.extra_dict or {}), "advanced": True}
+    return list(inputs)
 
 
 @contextmanager

@@ -6,13 +6,14 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.guidance import Guidance
 from ..dreamtuner_core.host.apply import apply_guidance
-from .common import CATEGORY, named_errors
+from .common import CATEGORY, advanced, named_errors, schema
 
 
 class ReferenceGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
+            search_aliases=["reference", "cfg", "likeness"],
             node_id="DreamTunerReferenceGuidance",
             display_name="Reference Guidance",
             category=CATEGORY,
@@ -38,21 +39,23 @@ class ReferenceGuidance(io.ComfyNode):
                     tooltip="How many of the steps pull toward the subject; the others follow the text at the "
                     "sampler's own CFG. 0.9 is the paper's; lower it to 0.5 when shapes or the text get lost.",
                 ),
-                io.Float.Input(
-                    "dt",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=1.0,
-                    tooltip="How much cleaner, in timesteps of 1000, the reference is on the wanted side.",
-                ),
-                io.Float.Input(
-                    "dt_uncond",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=1.0,
-                    tooltip="How much noisier, in timesteps of 1000, the reference is on the unwanted side.",
+                *advanced(
+                    io.Float.Input(
+                        "dt",
+                        default=0.0,
+                        min=0.0,
+                        max=1000.0,
+                        step=1.0,
+                        tooltip="How much cleaner, in timesteps of 1000, the reference is on the wanted side.",
+                    ),
+                    io.Float.Input(
+                        "dt_uncond",
+                        default=0.0,
+                        min=0.0,
+                        max=1000.0,
+                        step=1.0,
+                        tooltip="How much noisier, in timesteps of 1000, the reference is on the unwanted side.",
+                    ),
                 ),
             ],
             outputs=[io.Model.Output(display_name="model")],

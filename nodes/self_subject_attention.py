@@ -6,13 +6,14 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.apply import apply_subject
 from ..dreamtuner_core.host.settings import NEGATIVE_WEIGHT
-from .common import CATEGORY, SubjectSocket, named_errors
+from .common import CATEGORY, SubjectSocket, named_errors, schema
 
 
 class ApplySelfSubjectAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
+            search_aliases=["reference only", "character consistency", "identity", "self attention"],
             node_id="DreamTunerApplySelfSubjectAttention",
             display_name="Apply Self-Subject Attention",
             category=CATEGORY,

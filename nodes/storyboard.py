@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.storyboard import Storyboard
 from ..dreamtuner_core.storyboard import MOST_WEIGHT, SEEDS, StoryboardConfig, story
-from .common import CATEGORY, SubjectSocket, named_errors
+from .common import CATEGORY, SubjectSocket, named_errors, schema
 
 DEFAULT = StoryboardConfig()
 
@@ -17,7 +17,8 @@ class DrawStoryboard(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         weight = {"min": 0.0, "max": MOST_WEIGHT, "step": 0.1}
-        return io.Schema(
+        return schema(
+            search_aliases=["story", "comic", "consistent character", "sequence"],
             node_id="DreamTunerStoryboard",
             display_name="Draw Storyboard",
             category=CATEGORY,

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.tuning.job import tune_subject
 from ..dreamtuner_core.tuning.config import METHODS, PRECISIONS, REGULAR_FROM, TuningConfig
-from .common import CATEGORY, SubjectSocket, named_errors
+from .common import CATEGORY, SubjectSocket, advanced, named_errors, schema
 
 TunedSubjectSocket = io.Custom("DREAMTUNER_TUNED_SUBJECT")
 DEFAULT = TuningConfig()
@@ -15,7 +15,8 @@ DEFAULT = TuningConfig()
 class SubjectTuning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
+            search_aliases=["dreambooth", "train lora", "fine-tune", "textual inversion"],
             node_id="DreamTunerSubjectTuning",
             display_name="Subject Tuning",
             category=CATEGORY,
@@ -73,7 +74,7 @@ class SubjectTuning(io.ComfyNode):
 
 
 def _advanced() -> list[io.Input]:
-    return [
+    return advanced(
         io.Combo.Input(
             "method",
             options=list(METHODS),
@@ -174,4 +175,4 @@ def _advanced() -> list[io.Input]:
             tooltip="Whether the subject encoder on the model learns too. The model must come through Apply Subject "
             "Encoder with this subject. Gives a subject encoder of the same name.",
         ),
-    ]
+    )
