@@ -22,13 +22,17 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """models/<name>, and every other folder that the host has of that kind."""
+    """models/<name>, and every other folder that the host has of that kind. also: of other packs, read as well."""
 
     name: str
+    also: tuple[str, ...] = ()
 
     def folders(self) -> list[Path]:
         """Registered as the host's own are: when first asked for, beside what extra_model_paths already gave."""
-        folder_paths.add_model_folder_path(self.name, str(Path(folder_paths.models_dir) / self.name))
+        for name in (self.name, *self.also):
+            known, _ = folder_paths.folder_names_and_paths.get(name, ((), ()))
+            for folder in (str(Path(folder_paths.models_dir) / name), *known):
+                folder_paths.add_model_folder_path(self.name, folder)
         return [Path(folder) for folder in folder_paths.get_folder_paths(self.name)]
 
     def files(self) -> list[str]:

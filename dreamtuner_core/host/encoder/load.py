@@ -21,7 +21,7 @@ from ...encoder.model import SubjectEncoder
 from ...encoder.tower import ImageTower
 from ..files import ModelFolder
 
-ENCODERS = ModelFolder("subject_encoders")
+ENCODERS = ModelFolder("subject_encoders", also=("ipadapter",))
 
 
 @dataclass(frozen=True, eq=False)
