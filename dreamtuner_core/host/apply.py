@@ -16,6 +16,7 @@ from ..encoder.model import EncoderConfig
 from ..guidance import Guidance
 from ..subject import Subject
 from .encoder.load import LoadedEncoder
+from .merge import tell_when_merged
 from .sampling.run import sample
 from .settings import KEY, NEGATIVE_WEIGHT, AppliedEncoder, AppliedSubject, Settings
 from .unet import context_size, self_attentions
@@ -32,9 +33,9 @@ def apply_subject(
 ) -> ModelPatcher:
     """A clone of the model that reads the subject with weight w_ref, from start to end (0..1 of sampling).
 
-    region: MASK [1, H, W] or [H, W] over the picture being made, or None. negative_weight: the share of w_ref, 0..1,
-    that the unwanted side of guidance reads with. Raises ValueError, in one sentence, where the model cannot read this
-    subject or a number is out of range.
+    region: MASK [H, W] over the picture being made, [B, H, W] with one for each of a batch, or None. negative_weight:
+    the share of w_ref, 0..1, that the unwanted side of guidance reads with. Raises ValueError, in one sentence, where
+    the model cannot read this subject or a number is out of range.
     """
     if not 0 <= weight <= 100:  # NaN too
         raise ValueError(f"reference_weight must be between 0 and 100, but is {weight:g}; 2.5 to 3 is usual.")
@@ -122,10 +123,8 @@ def check_fit(model: ModelPatcher, subject: Subject) -> None:
 
 
 def _checked_region(region: Tensor) -> Tensor:
-    """A region MASK as [1, H, W] in 0..1. Raises ValueError for one that is empty or not single."""
+    """A region MASK as [1 or B, H, W] in 0..1. Raises ValueError for one that is empty."""
     region = region.reshape(region.shape[:-2].numel(), *region.shape[-2:])
-    if region.shape[0] != 1:
-        raise ValueError(f"expected one region mask, but got a batch of {region.shape[0]}; give one.")
     if not torch.isfinite(region).all():
         raise ValueError("the region mask has values that are no numbers (NaN or infinity); mend the node before it.")
     if region.numel() == 0 or region.max() <= 0:
@@ -139,6 +138,7 @@ def with_settings(model: ModelPatcher, change: Callable[[Settings], Settings]) -
     patched.set_attachments(KEY, change(model.get_attachment(KEY) or Settings()))
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
+    tell_when_merged(patched)
     return patched
 
 

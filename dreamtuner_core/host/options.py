@@ -1,13 +1,72 @@
-"""The tables that the host and all packs share during a call: their types here, their keys where they are used."""
+"""The tables that the host and all packs share during a call: which keys are read or written, and what absence means.
+
+Other authors write these tables too, and call with tables of their own making, so nothing is taken for granted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Options = dict[str, Any]
 
 Patch = Callable[[Tensor, Tensor, Tensor, Options], Tensor]
 """The host's attn1 replacement: (q, k, v, extra_options) -> [B, N, C], all after projection."""
+
+# Read and written, of a call. Absent patches and replacements: there are none.
+PATCHES = "patches"  # kind -> list of functions
+REPLACED = "patches_replace"  # kind -> layer -> Patch
+SIGMAS = "sigmas"  # the noise level; without it, that of the call itself
+UUIDS = "uuids"  # ids of the batch's conditionings; absent: unknown ones
+SIDES = "cond_or_uncond"  # their places in what the guider asked, 1 = the negative; absent: one wanted conditioning
+SAMPLE_SIGMAS = "sample_sigmas"  # the sampler's schedule; absent: each call is a step of its own
+
+# Read at a layer.
+BLOCK, BLOCK_INDEX = "block", "block_index"  # which layer it is; the host always tells
+HEADS = "n_heads"  # the host always tells
+PRECISION = "attn_precision"  # absent: the host's own choice
+GRID = "activations_shape"  # [..., rows, columns] of the layer's tokens; the host always tells
+
+# Other packs' own, read where they stand.
+WIDENED = "cond_or_uncond_couple"  # the sides once more, where rows were added between two layers (Attention Couple)
+PART = "ref_uncond_idxs"  # the rows of the batch that a call for some of them is about (Advanced-ControlNet)
+
+
+def sides(options: Options) -> list[int]:
+    """The places of the batch's conditionings, as they stand now."""
+    return list(options.get(SIDES) or [0])
+
+
+def ids(options: Options) -> list[Any]:
+    """The ids of the batch's conditionings; None for each where they are not told."""
+    return list(options.get(UUIDS) or [None] * len(sides(options)))
+
+
+def precision(options: Options) -> torch.dtype | None:
+    return options.get(PRECISION)
+
+
+def grid(options: Options) -> tuple[int, int] | None:
+    """Rows and columns of the layer's tokens, as the host tells them: deep shrink's are no down-sampling."""
+    shape = options.get(GRID)
+    return None if shape is None else (int(shape[-2]), int(shape[-1]))
+
+
+def replacement(options: Options, kind: str, layer: tuple[str, int, int]) -> Patch | None:
+    """What stands in place of that layer's attention, by its full key or by its block's."""
+    replaced = options.get(REPLACED, {}).get(kind, {})
+    return replaced.get(layer, replaced.get(layer[:2]))
+
+
+def with_patches(options: Options, kind: str, patches: list[Callable[..., Any]]) -> Options:
+    """The options with these patches of one kind; the tables given are left as they are."""
+    return {**options, PATCHES: {**options.get(PATCHES, {}), kind: patches}}
+
+
+def with_replacements(options: Options, kind: str, patches: dict[Any, Patch]) -> Options:
+    """The options with these replacements of one kind, over what stands there."""
+    replaced = options.get(REPLACED, {})
+    return {**options, REPLACED: {**replaced, kind: {**replaced.get(kind, {}), **patches}}}

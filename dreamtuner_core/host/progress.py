@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+
+from comfy_execution.utils import get_executing_context
 
 
 def say(text: str, node_id: str | None) -> None:
@@ -11,3 +14,10 @@ def say(text: str, node_id: str | None) -> None:
     running = getattr(getattr(server, "PromptServer", None), "instance", None)
     if running is not None and node_id is not None:
         running.send_progress_text(text, node_id)
+
+
+def warn(text: str) -> None:
+    """In the log, and under the node that is running."""
+    logging.warning(text)
+    context = get_executing_context()
+    say(text, context.node_id if context else None)

@@ -19,7 +19,7 @@ BLOCKS = ("input", "middle", "output")  # of the U-Net
 class AppliedSubject:
     """One subject at work.
 
-    weight: w_ref. start, end: from when to when it is read, 0..1 of sampling. region: None or [1, H, W] in 0..1.
+    weight: w_ref. start, end: from when to when it is read, 0..1 of sampling. region: None or [1 or B, H, W] in 0..1.
     negative_weight: the share of w_ref, 0..1, that the unwanted side of guidance reads with.
     end_weight: w_ref at `end`, reached in a straight line from `weight` at `start`; None where it stays.
     blocks: the parts of the U-Net whose self-attentions read it.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -21,7 +20,18 @@ from ...encoder.blocks import layer_name
 from ...encoder.ip_adapter import beside_text, numbered
 from ...encoder.model import KeysValues, SubjectEncoder
 from ..kernels import plain_attention
-from ..options import Options, Patch
+from ..options import (
+    BLOCK,
+    BLOCK_INDEX,
+    HEADS,
+    PATCHES,
+    Options,
+    Patch,
+    replacement,
+    with_patches,
+    with_replacements,
+)
+from ..rows import Batch, Row
 from ..settings import AppliedEncoder
 from ..unet import Layer
 
@@ -53,6 +63,7 @@ class EncoderAtWork:
         else:
             pairs = model.pairs()
             self.layers = {layer: pairs[n] for n, layer in numbered(layers)}
+        self.was_read = False
         self._kept: dict[tuple[Layer, bool, torch.dtype], KeysValues] = {}
 
     def reads(self, wanted: bool) -> bool:
@@ -61,6 +72,7 @@ class EncoderAtWork:
 
     def keys_values(self, layer: Layer, wanted: bool, like: Tensor) -> KeysValues:
         """Of the subject, or of no subject, for a layer whose hidden states are like these."""
+        self.was_read = True
         key = (layer, wanted, like.dtype)
         if key not in self._kept:
             tokens = self.encoding.tokens if wanted else self.encoding.without
@@ -70,32 +82,38 @@ class EncoderAtWork:
 
 
 def with_encoders(
-    options: Options, encoders: Sequence[EncoderAtWork], wanted: Sequence[bool], layers: Sequence[Layer]
+    options: Options,
+    encoders: Sequence[EncoderAtWork],
+    wanted: Sequence[bool],
+    layers: Sequence[Layer],
+    batch: Batch | None = None,
 ) -> Options:
-    """A call's transformer_options, joined by these encoders. wanted: of each chunk of the batch, in order."""
+    """A call's transformer_options, joined by these encoders.
+
+    wanted: of each conditioning of the batch. batch: who is who in it; None: one row for each conditioning.
+    """
+    batch = batch or Batch([Row(i, 0) for i in range(len(wanted))], [0] * len(wanted))
     before = [e for e in encoders if e.before_text and any(map(e.reads, wanted))]
     beside = [e for e in encoders if not e.before_text and any(map(e.reads, wanted))]
     if before:
-        patches = options.get("patches", {})
-        ours = middle_patch(before, wanted)  # first, whatever the order of the nodes
-        options = {**options, "patches": {**patches, "middle_patch": [ours, *patches.get("middle_patch", ())]}}
+        others = options.get(PATCHES, {}).get("middle_patch", ())  # ours is first, whatever the order of the nodes
+        options = with_patches(options, "middle_patch", [middle_patch(before, wanted, batch), *others])
     if beside:
-        replaced = options.get("patches_replace", {})
-        attn2 = replaced.get("attn2", {})
-        ours2 = {
-            layer: cross_attention_patch(attn2.get(layer, attn2.get(layer[:2])), beside, wanted) for layer in layers
-        }
-        options = {**options, "patches_replace": {**replaced, "attn2": {**attn2, **ours2}}}
+        standing = {layer: replacement(options, "attn2", layer) for layer in layers}
+        ours = {layer: cross_attention_patch(patch, beside, wanted, batch) for layer, patch in standing.items()}
+        options = with_replacements(options, "attn2", ours)
     return options
 
 
-def middle_patch(encoders: Sequence[EncoderAtWork], wanted: Sequence[bool]) -> Callable[[Tensor, Options], Tensor]:
+def middle_patch(
+    encoders: Sequence[EncoderAtWork], wanted: Sequence[bool], batch: Batch
+) -> Callable[[Tensor, Options], Tensor]:
     """Eq. 1 between the two attentions; several encoders look at the same h."""
 
     def add(h: Tensor, options: Options) -> Tensor:
         layer, attention = _layer(options), _attention(options)
 
-        def read(part: slice, side: bool) -> Tensor:
+        def read(side: bool, part: slice | Tensor, _: list[int]) -> Tensor:
             rows = out = h[part]
             for e in encoders:
                 if e.reads(side):
@@ -103,46 +121,38 @@ def middle_patch(encoders: Sequence[EncoderAtWork], wanted: Sequence[bool]) -> C
                     out = out + e.strength * e.layers[layer](rows, subject, attention)
             return out
 
-        return _by_side(h, wanted, read)
+        return batch.by_who(h, options, wanted, read)
 
     return add
 
 
-def cross_attention_patch(patch: Patch | None, encoders: Sequence[EncoderAtWork], wanted: Sequence[bool]) -> Patch:
-    """An IP-Adapter's formula in place of one cross-attention. patch: another pack's that stands there, or None."""
+def cross_attention_patch(
+    standing: Patch | None, encoders: Sequence[EncoderAtWork], wanted: Sequence[bool], batch: Batch
+) -> Patch:
+    """An IP-Adapter's formula in place of one cross-attention. standing: another pack's replacement, or None."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-        text = (patch or plain_attention)(q, k, v, options)
+        text = (standing or plain_attention)(q, k, v, options)
         layer, attention = _layer(options), _attention(options)
 
-        def read(part: slice, side: bool) -> Tensor:
+        def read(side: bool, part: slice | Tensor, _: list[int]) -> Tensor:
             out = text[part]
             for e in encoders:
                 if e.reads(side):
                     image = e.keys_values(layer, side, q)
-                    out = beside_text(out, q[part], image, options["n_heads"], e.strength, attention)
+                    out = beside_text(out, q[part], image, options[HEADS], e.strength, attention)
             return out
 
-        return _by_side(text, wanted, read)
+        return batch.by_who(q, options, wanted, read)
 
     return attend
 
 
-def _by_side(x: Tensor, wanted: Sequence[bool], read: Callable[[slice, bool], Tensor]) -> Tensor:
-    """The rows of x, each part of them that is on one side read together."""
-    rows, start, parts = x.shape[0] // len(wanted), 0, []
-    for side, group in groupby(wanted):
-        part = slice(start, start + rows * len(list(group)))
-        start = part.stop
-        parts.append(read(part, side))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
 def _layer(options: Options) -> Layer:
-    block, number = options["block"]
-    return Layer(block, number, options["block_index"])
+    block, number = options[BLOCK]
+    return Layer(block, number, options[BLOCK_INDEX])
 
 
 def _attention(options: Options) -> Attention:
     """The host's own kernel."""
-    return lambda q, k, v, heads: plain_attention(q, k, v, {**options, "n_heads": heads})
+    return lambda q, k, v, heads: plain_attention(q, k, v, {**options, HEADS: heads})

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
-from itertools import groupby
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...attention import LogWeightChannels, ReferenceTokens, log_weight_channels, self_subject_attention
 from ..kernels import exact_attention, plain_attention
-from ..options import Options, Patch
-
-Chunk = TypeVar("Chunk", bound=Hashable)
-"""What the rows of one conditioning read."""
+from ..options import HEADS, Options, Patch
+from ..rows import Batch
+from ..unet import Layer
 
 TOKENS_AT_ONCE = 1024  # whose distances to all others are held in memory
+KEPT_CHANNELS = 256  # of log m, in one run; tiles that move at each step need others each time
 
 
 class TokenFollower:
@@ -48,11 +47,12 @@ class TokenFollower:
             self.index = torch.stack(nearest).reshape(n.shape[:2])
         return n, context, value
 
-    def follow(self, reference: ReferenceTokens, part: slice) -> ReferenceTokens:
-        """The same reference with its region on the folded tokens of those rows."""
+    def follow(self, reference: ReferenceTokens, part: slice | Tensor) -> ReferenceTokens:
+        """The same reference with its region, [N] or [rows, N], on the folded tokens of those rows."""
         if self.index is None or reference.region is None:
             return reference
-        return replace(reference, region=reference.region[self.index[part]])
+        index = self.index[part]
+        return replace(reference, region=reference.region.expand(len(index), -1).gather(1, index))
 
 
 def _nearest(tokens: Tensor, among: Tensor) -> Tensor:
@@ -60,46 +60,55 @@ def _nearest(tokens: Tensor, among: Tensor) -> Tensor:
     return torch.cat([torch.cdist(some, among).argmin(dim=-1) for some in tokens.split(TOKENS_AT_ONCE)])
 
 
-def reading_patch(
-    patch: Patch | None,
-    references: Callable[[Chunk, tuple[int, int]], Sequence[ReferenceTokens]],
-    chunks: Sequence[Chunk],
-    follower: TokenFollower,
-    channels: dict[Hashable, LogWeightChannels],
-) -> Patch:
-    """Eq. 3 in place of one self-attention.
+@dataclass(frozen=True)
+class Reader:
+    """What the self-attentions read in one call of the U-Net.
 
-    patch: the replacement of another pack that stands there, or None.
-    references: (chunk, grid) -> what the rows of that chunk read, regions on the layer's own rows and columns of
-        tokens (as the host tells them: deep shrink's are no down-sampling of the latent).
-    chunks: what each of the batch's conditionings reads, in order; neighbours that are equal share one call.
+    batch: who is who. chunks: for a layer, what each of the call's conditionings reads there; () is nothing.
+    references: (what is read, layer, rows of the batch, options) -> its tokens, with their regions for those rows.
     channels: log m, kept for all layers and steps that have the same.
     """
 
-    def read(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-        own = None if patch is None else patch(q, k, v, options)
-        if k.shape[0] != q.shape[0]:  # HyperTile folds q alone; the host's kernels then fold k and v like this
-            k, v = (x.reshape(q.shape[0], -1, x.shape[-1]) for x in (k, v))
-        rows, start, parts = q.shape[0] // len(chunks), 0, []
-        grid = tuple(options["activations_shape"][-2:])
-        for chunk, group in groupby(chunks):
-            part = slice(start, start + rows * len(list(group)))
-            start = part.stop
-            read_here = [follower.follow(r, part) for r in references(chunk, grid)]
-            own_here = None if own is None else own[part]
-            if not read_here:
-                parts.append(plain_attention(q[part], k[part], v[part], options) if own_here is None else own_here)
-                continue
-            heads = options["n_heads"]
-            tokens = q.shape[1:], k.shape[1], *(len(r.weight) for r in read_here)
-            key = (chunk, grid, tokens, heads, q.dtype)
-            log_m = channels.get(key) if follower.index is None else None
-            if log_m is None:
-                log_m = log_weight_channels(q[part], k.shape[1], read_here, heads)
-            if follower.index is None:
-                channels[key] = log_m
-            kernel = exact_attention(options)
-            parts.append(self_subject_attention(q[part], k[part], v[part], read_here, heads, kernel, own_here, log_m))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    batch: Batch
+    chunks: Callable[[Layer], Sequence[Hashable]]
+    references: Callable[[Any, Layer, list[int], Options], Sequence[ReferenceTokens]]
+    channels: dict[Hashable, LogWeightChannels]
+    follower: TokenFollower
 
-    return read
+    def patch(self, layer: Layer, standing: Patch | None) -> Patch:
+        """Eq. 3 in place of that layer's self-attention. standing: another pack's replacement, or None."""
+        chunks = self.chunks(layer)
+
+        def read(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+            own = None if standing is None else standing(q, k, v, options)
+            if k.shape[0] != q.shape[0]:  # HyperTile folds q alone; the host's kernels then fold k and v like this
+                k, v = (x.reshape(q.shape[0], -1, x.shape[-1]) for x in (k, v))
+
+            def attend(reading: Hashable, part: slice | Tensor, rows: list[int]) -> Tensor:
+                references = self.references(reading, layer, rows, options)
+                own_part = None if own is None else own[part]
+                if not references:
+                    return plain_attention(q[part], k[part], v[part], options) if own_part is None else own_part
+                references = [self.follower.follow(r, part) for r in references]
+                channels = self._log_m(reading, references, q[part], k.shape[1], options)
+                kernel = exact_attention(options)
+                heads = options[HEADS]
+                return self_subject_attention(q[part], k[part], v[part], references, heads, kernel, own_part, channels)
+
+            return self.batch.by_who(q, options, chunks, attend)
+
+        return read
+
+    def _log_m(
+        self, reading: Hashable, references: Sequence[ReferenceTokens], q: Tensor, keys: int, options: Options
+    ) -> LogWeightChannels:
+        regions = tuple(id(r.region) for r in references)  # the run keeps them, so that an id stands for one region
+        tokens = q.shape[1], keys, *(len(r.weight) for r in references)
+        key = (reading, regions, tokens, options[HEADS], q.dtype)
+        if self.follower.index is not None:  # other regions in each layer
+            return log_weight_channels(q, keys, references, options[HEADS])
+        if key not in self.channels:
+            if len(self.channels) >= KEPT_CHANNELS:
+                self.channels.clear()
+            self.channels[key] = log_weight_channels(q, keys, references, options[HEADS])
+        return self.channels[key]

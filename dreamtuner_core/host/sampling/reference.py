@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 import weakref
-from collections.abc import Hashable, Sequence
-from contextlib import suppress
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import comfy.model_base
 import comfy.patcher_extension
 import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import TimestepEmbedSequential
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -18,14 +21,32 @@ from ...subject import Subject, token_grid
 from ..calls import Text, conditions
 from ..encoder.patch import EncoderAtWork, with_encoders
 from ..kernels import plain_attention
-from ..options import Options, Patch
+from ..options import PATCHES, SAMPLE_SIGMAS, SIDES, SIGMAS, UUIDS, Options, Patch, with_replacements
 from ..unet import Layer, context_size
 
 EMPTY_TEXT_TOKENS = 77
+FORWARDS = ("forward", "_forward")  # what other packs put over a module's own
 
 
 class _Captured(Exception):
     """Ends the pass at the last layer that is read: nothing after it is used."""
+
+
+@contextmanager
+def alone(patcher: ModelPatcher) -> Iterator[None]:
+    """The bare U-Net: without modules that other packs injected and without forwards that they put over its own.
+
+    What hangs on its weights (LoRAs, hooks, replaced layers) stays. All is given back as it was.
+    """
+    unet = patcher.model.diffusion_model
+    parts = [unet, *(m for m in unet.modules() if isinstance(m, (TimestepEmbedSequential, BasicTransformerBlock)))]
+    with patcher.use_ejected():
+        covered = [(part, name, vars(part).pop(name)) for part in parts for name in FORWARDS if name in vars(part)]
+        try:
+            yield
+        finally:
+            for part, name, forward in covered:
+                setattr(part, name, forward)
 
 
 def reference_features(
@@ -70,8 +91,8 @@ def reference_features(
     level = torch.tensor([sigma], device=device)
     latent = model.process_latent_in(subject.latent.to(device, torch.float32))
     noisy = model.model_sampling.noise_scaling(level, subject.noise().to(device), latent)
-    options: Options = {"sigmas": level, "cond_or_uncond": [0], "patches_replace": {"attn1": {}}}
-    options["patches_replace"]["attn1"] = {layer: capture(layer) for layer in layers}
+    options: Options = {SIGMAS: level, SAMPLE_SIGMAS: level, SIDES: [0], UUIDS: [uuid.uuid4()], PATCHES: {}}
+    options = with_replacements(options, "attn1", {layer: capture(layer) for layer in layers})
     options = with_encoders(options, encoders, [True], layers)
     comfy.patcher_extension.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, at_network_time, options)
     with suppress(_Captured):

@@ -1,9 +1,14 @@
 """How subjects and guidance take part in a sampling run, and leave no trace of themselves after it.
 
 A node only notes its settings on a clone of the model, and adds one OUTER_SAMPLE wrapper. When a run begins, that
-wrapper makes the run's state and hangs two more wrappers on this run alone: around the U-Net (to claim each
-self-attention at the last moment, around whatever other packs put there), and, where there is guidance, around the
-prediction. Nothing of it outlives the run but the kept features, which belong to the subject.
+wrapper makes the run's state and hangs more wrappers on this run alone, from the outside in:
+
+- PREDICT_NOISE, around a step: notes the whole pictures, and where there is guidance draws between Eq. 4 and 5;
+- CALC_COND_BATCH, around what the guider asks: how many pictures, and whether a subject ought to be read;
+- APPLY_MODEL, before any other pack's: who is who in this call, what is read, and the reference pass, alone;
+- DIFFUSION_MODEL, after any other pack's: each self-attention is claimed at the last moment, around what stands there.
+
+Nothing of it outlives the run but the kept features, which belong to the subject.
 """
 
 from __future__ import annotations
@@ -17,27 +22,41 @@ from typing import Any, NamedTuple
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
-import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ...attention import LogWeightChannels, ReferenceTokens
 from ...bank import Features
 from ...guidance import position, shift_sigma, step_sigma
-from ...subject import Subject, to_grid
+from ...subject import Subject
 from ..encoder.patch import EncoderAtWork, on_wanted_side, with_encoders
-from ..options import Options
+from ..options import (
+    PATCHES,
+    SAMPLE_SIGMAS,
+    SIGMAS,
+    Options,
+    ids,
+    replacement,
+    sides,
+    with_patches,
+    with_replacements,
+)
+from ..progress import warn
+from ..rows import UNKNOWN, Batch, Row, Spot, rows_of_call
 from ..settings import KEY, Settings
 from ..subject.memory import announce
 from ..subject.rights import tell_rights_of_run
 from ..unet import Layer, self_attentions
-from .patch import TokenFollower, reading_patch
-from .reference import FeaturesKey, features_key, reference_features, text_conditions
+from .patch import Reader, TokenFollower
+from .reference import FeaturesKey, alone, features_key, reference_features, text_conditions
+from .regions import Area, Regions
 
-Area = tuple[int, ...] | None
-"""(height, width, top, left) of a regional conditioning, in latents."""
-Grid = tuple[int, int]
-"""Rows and columns of a layer's tokens."""
+_OF_UNET = inspect.signature(UNetModel._forward)
+NEVER_READ = (
+    "DreamTuner: the subject was never looked at in this run. Another node computes the picture past ComfyUI's own "
+    "U-Net (DeepCache does, for one); take it out to see the subject."
+)
 
 
 def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,15 +80,14 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
     tell_rights_of_run(a.subject for a in (*subjects, *encoders))
     options = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(options)
-    transformer_options = guider.model_options["transformer_options"]
-    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, run.forward, transformer_options)
-    if settings.guidance is not None:
-        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run.predict, transformer_options)
+    run.join(guider.model_options["transformer_options"])
     try:
-        return executor(*args, **kwargs)
+        made = executor(*args, **kwargs)
     finally:
         guider.model_options = options
         announce([a.subject.keeper for a in subjects if a.subject.keeper is not None])
+    run.tell_silence()
+    return made
 
 
 @dataclass(frozen=True)
@@ -88,11 +106,20 @@ class Read(NamedTuple):
     weight: float
 
 
-class Reading(NamedTuple):
-    """What the rows of one conditioning read, and the rows' own area."""
+Reading = tuple[Read, ...]
+"""All that the rows of one conditioning read."""
 
-    reads: tuple[Read, ...]
-    area: Area
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the model. Of each conditioning: whether it is wanted and what it reads; of each row: its spot."""
+
+    sigma: float
+    batch: Batch
+    wanted: list[bool]
+    readings: list[Reading]
+    features: dict[tuple[int, float], Features]
+    spots: list[Spot]
 
 
 class Run:
@@ -101,7 +128,6 @@ class Run:
     def __init__(self, guider: Any, settings: Settings, shape: Sequence[int]) -> None:
         self.guider = guider
         self.settings = settings
-        self.latent_size = tuple(shape[-2:])
         both_sides = [2 * shape[0], *shape[1:]]
         # as the host reckons before it takes both sides into one batch; what is kept must not undo that
         self.reserve = max(
@@ -116,13 +142,35 @@ class Run:
             for applied in (settings.subjects, settings.encoders)
         )
         self.encoders = [EncoderAtWork(applied, self.layers) for applied in settings.encoders]
+        self.regions = Regions([a.region for a in settings.subjects], shape)
         self.step: GuidedStep | None = None
+        self.call: Call | None = None
+        self.pictures: Tensor | None = None  # [B, C, ..., h, w] of the step
+        self.asked = shape[0]  # pictures that the host asks about
+        self.due: set[str] = set()  # what ought to be read
+        self.was_read = False
         self.conditions: dict[int, dict[str, Tensor]] = {}
         self.channels: dict[Hashable, LogWeightChannels] = {}
-        self.regions: dict[tuple[int, Grid, Area], Tensor] = {}
         self.newest: dict[tuple[int, FeaturesKey], Features] = {}
         for subject in {id(a.subject): a.subject for a in settings.subjects}.values():
             subject.bank.begin_run()
+
+    def join(self, options: Options) -> None:
+        """Hang the run's wrappers on its transformer_options."""
+        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self.predict, options)
+        add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.ask, options)
+        add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.claim, options)
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, self.prepare, options)
+        wrappers = options["wrappers"]
+        others = {key: added for key, added in wrappers[WrappersMP.APPLY_MODEL].items() if key != KEY}
+        wrappers[WrappersMP.APPLY_MODEL] = {KEY: wrappers[WrappersMP.APPLY_MODEL][KEY], **others}
+
+    def tell_silence(self) -> None:
+        """Warn, in the log and on the running node, when what ought to have been read never was."""
+        silent = "subject" in self.due and not self.was_read
+        silent |= "encoder" in self.due and not any(e.was_read for e in self.encoders)
+        if silent:
+            warn(NEVER_READ)
 
     def active(self, sigma: float) -> list[int]:
         """Indices of the subjects that are read at this noise level."""
@@ -133,16 +181,24 @@ class Run:
         found = [e for e, (first, last) in zip(self.encoders, self.encoder_ranges) if last <= sigma <= first]
         return found if subject is None else [e for e in found if e.encoding is subject.encoding]
 
-    # --- guidance ------------------------------------------------------------------------------------------------
+    # --- a step --------------------------------------------------------------------------------------------------
 
     def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """PREDICT_NOISE wrapper: Eq. 6 draws, Eq. 4 or Eq. 5 predicts."""
+        """PREDICT_NOISE wrapper: note the step's pictures; where there is guidance, Eq. 4 or Eq. 5 predicts."""
         call = _bind(executor, args, kwargs).arguments
-        conds, sigma = self.guider.conds, float(call["timestep"].max())
-        guidance = self.settings.guidance
-        if guidance is None or not self.active(sigma) or "positive" not in conds:
+        self.pictures = call["x"]
+        try:
+            guided = self.settings.guidance is not None and "positive" in self.guider.conds
+            if guided and self.active(float(call["timestep"].max())):
+                return self._guided(lambda: executor(*args, **kwargs), call)
             return executor(*args, **kwargs)
+        finally:
+            self.pictures = self.step = None
 
+    def _guided(self, usual: Callable[[], Tensor], call: dict[str, Any]) -> Tensor:
+        """Eq. 6 draws: Eq. 5 is the guider's usual step, Eq. 4 one whose unwanted side has no reference."""
+        guidance, conds = self.settings.guidance, self.guider.conds
+        assert guidance is not None
         positive = conds["positive"]
         # Eq. 4 asks under ids of its own, the same ones in each step: what caches by id (EasyCache) then never takes
         # the answer to one equation for that to the other.
@@ -151,40 +207,82 @@ class Run:
         for cond in (c for name in conds if name != "positive" for c in conds[name]):
             if cond["uuid"] in wanted:  # the host copies a regional conditioning to the other side, id and all
                 cond["uuid"] = uuid.uuid4()
-        schedule = call["model_options"]["transformer_options"]["sample_sigmas"].tolist()
+        sigma = float(call["timestep"].max())
+        schedule = call["model_options"]["transformer_options"].get(SAMPLE_SIGMAS, call["timestep"]).tolist()
         toward_reference = guidance.toward_reference(call.get("seed") or 0, step_sigma(sigma, schedule))
         self.step = GuidedStep(wanted, toward_reference)
+        if not toward_reference:
+            return usual()
+        return comfy.samplers.sampling_function(  # Eq. 4: the same text without the reference, at w_r
+            self.guider.inner_model,
+            call["x"],
+            call["timestep"],
+            without,
+            with_reference,
+            guidance.reference_scale,
+            model_options=call["model_options"],
+            seed=call.get("seed"),
+        )
+
+    def ask(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """CALC_COND_BATCH wrapper: note how many pictures the host asks about, and what ought to be read."""
+        call = _bind(executor, args, kwargs).arguments
+        sigma = float(call["timestep"].max())
+        self.due |= {"subject"} if self.active(sigma) else set()
+        self.due |= {"encoder"} if self.active_encoders(sigma) else set()
+        before, self.asked = self.asked, len(call["x_in"])
         try:
-            if not toward_reference:
-                return executor(*args, **kwargs)
-            return comfy.samplers.sampling_function(  # Eq. 4: the same text without the reference, at w_r
-                self.guider.inner_model,
-                call["x"],
-                call["timestep"],
-                without,
-                with_reference,
-                guidance.reference_scale,
-                model_options=call["model_options"],
-                seed=call.get("seed"),
-            )
+            return executor(*args, **kwargs)
         finally:
-            self.step = None
+            self.asked = before
 
-    def readings(self, options: Options, sigma: float) -> list[Reading]:
-        """What each chunk of the batch reads."""
-        ids = options.get("uuids") or [None] * len(options.get("cond_or_uncond") or [0])
-        return [self._reading(*chunk, sigma) for chunk in zip(ids, self.wanted(options))]
+    # --- a call of the model -------------------------------------------------------------------------------------
 
-    def _reading(self, cond_id: uuid.UUID | None, wanted: bool, sigma: float) -> Reading:
-        conds = {c["uuid"]: c for side in self.guider.conds.values() for c in side}
-        area = (conds | (self.step.wanted if self.step else {})).get(cond_id, {}).get("area")
-        area = None if area is None else tuple(area)
+    def prepare(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """APPLY_MODEL wrapper: who is who in this call and what is read, before any other pack is at work in it."""
+        call = _bind(executor, args, kwargs).arguments
+        model_sampling = executor.class_obj.model_sampling
+        self.call = self._call(call["x"], call["t"], call["c_crossattn"], call["transformer_options"], model_sampling)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            self.call = None
+
+    def _call(
+        self, x: Tensor, sigmas: Tensor, context: Tensor | None, options: Options, model_sampling: Any
+    ) -> Call | None:
+        """None where nothing is read."""
+        sigma = float(options.get(SIGMAS, sigmas).max())
+        if not self.active(sigma) and not self.active_encoders(sigma):
+            return None
+        of_chunks, places = ids(options), sides(options)
+        wanted = [self._wanted(cond_id, side) for cond_id, side in zip(of_chunks, places)]
+        readings = [self._reading(side, sigma) for side in wanted]
+        regions = self.regions and any(readings)
+        if regions or len({*zip(wanted, readings)}) > 1:
+            rows = rows_of_call(len(x), len(places), self.asked, context)
+        else:  # all read the same
+            rows = [Row(0, UNKNOWN)] * len(x)
+        areas = [self._area(cond_id) for cond_id in of_chunks]
+        spots = self.regions.spots(x, rows, areas, self.pictures, self.asked) if regions else []
+        time = model_sampling.timestep(sigmas).float()[:1]
+        features = self._features_of(readings, sigma, time)
+        return Call(sigma, Batch(rows, places), wanted, readings, features, spots)
+
+    def _wanted(self, cond_id: uuid.UUID | None, side: int) -> bool:
+        """Whether that conditioning is on the wanted side, the one that a subject encoder is read by."""
+        if self.step is not None:
+            return cond_id in self.step.wanted
+        return on_wanted_side(self.guider.conds, cond_id, side)
+
+    def _reading(self, wanted: bool, sigma: float) -> Reading:
+        """What a conditioning on that side reads at this noise level."""
         if not wanted and self.step is not None and self.step.toward_reference:
-            return Reading((), area)  # Eq. 4's "none"
+            return ()  # Eq. 4's "none"
         guidance = self.settings.guidance if self.step is not None else None
         shift = 0.0 if guidance is None else -guidance.dt if wanted else guidance.dt_uncond
         reads = (Read(i, shift, self.weight(i, wanted, sigma)) for i in self.active(sigma))
-        return Reading(tuple(read for read in reads if read.weight > 0), area)
+        return tuple(read for read in reads if read.weight > 0)
 
     def weight(self, i: int, wanted: bool, sigma: float) -> float:
         """w_ref of that subject on that side at this noise level."""
@@ -192,75 +290,17 @@ class Run:
         percent = 1 - position(sigma, self.sigmas) / (len(self.sigmas) - 1)
         return applied.weight_at(percent) * (1.0 if wanted else applied.negative_weight)
 
-    def wanted(self, options: Options) -> list[bool]:
-        """Of each chunk of the batch, whether it is on the wanted side, the one that a subject encoder is read by."""
-        sides = options.get("cond_or_uncond") or [0]
-        ids = options.get("uuids") or [None] * len(sides)
-        return [self._wanted(cond_id, side) for cond_id, side in zip(ids, sides)]
+    def _area(self, cond_id: uuid.UUID | None) -> Area:
+        conds = {c["uuid"]: c for side in self.guider.conds.values() for c in side}
+        area = (conds | (self.step.wanted if self.step else {})).get(cond_id, {}).get("area")
+        return None if area is None else tuple(area)
 
-    def _wanted(self, cond_id: uuid.UUID | None, side: int) -> bool:
-        if self.step is not None:
-            return cond_id in self.step.wanted
-        return on_wanted_side(self.guider.conds, cond_id, side)
-
-    # --- the U-Net -----------------------------------------------------------------------------------------------
-
-    def forward(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """DIFFUSION_MODEL wrapper: for this call alone, every self-attention becomes Eq. 3."""
-        call = _bind(executor, args, kwargs)
-        options: Options = call.arguments["transformer_options"]
-        timesteps: Tensor = call.arguments["timesteps"]
-        sigma = float(options["sigmas"].max())
-        encoders = self.active_encoders(sigma)
-        if encoders:
-            options = with_encoders(options, encoders, self.wanted(options), self.layers)
-            call.arguments["transformer_options"] = options
-        chunks = self.readings(options, sigma)
-        if not any(reading.reads for reading in chunks):
-            return executor(*call.args, **call.kwargs)
-
-        features = {
-            (i, shift): self.features(i, sigma, shift, timesteps[:1])
-            for i, shift in dict.fromkeys(read[:2] for reading in chunks for read in reading.reads)
-        }
-        replaced = options.get("patches_replace", {}).get("attn1", {})
-
-        def references(layer: Layer) -> Callable[[Reading, Grid], list[ReferenceTokens]]:
-            def read(reading: Reading, grid: Grid) -> list[ReferenceTokens]:
-                kept = [features[i, shift][layer] for i, shift, _ in reading.reads]
-                return [
-                    ReferenceTokens(k, v, weight * mask, self.region(i, grid, reading.area, timesteps.device))
-                    for (i, _, weight), (k, v, mask) in zip(reading.reads, kept)
-                ]
-
-            return read
-
-        follower = TokenFollower()
-        attn1 = {
-            layer: reading_patch(
-                replaced.get(layer, replaced.get(layer[:2])),
-                references(layer),
-                [self.at_layer(reading, layer) for reading in chunks],
-                follower,
-                self.channels,
-            )
-            for layer in self.layers
-        }
-        patches = options.get("patches", {})
-        if "attn1_patch" in patches and any(self.settings.subjects[i].region is not None for i, _ in features):
-            patches = {**patches, "attn1_patch": follower.around(patches["attn1_patch"])}
-        call.arguments["transformer_options"] = {
-            **options,
-            "patches": patches,
-            "patches_replace": {**options.get("patches_replace", {}), "attn1": {**replaced, **attn1}},
-        }
-        return executor(*call.args, **call.kwargs)
-
-    def at_layer(self, reading: Reading, layer: Layer) -> Reading:
-        """The same reading without the subjects that this layer does not look at."""
-        return reading._replace(
-            reads=tuple(r for r in reading.reads if layer.block in self.settings.subjects[r.subject].blocks)
-        )
+    def _features_of(
+        self, readings: Sequence[Reading], sigma: float, time: Tensor
+    ) -> dict[tuple[int, float], Features]:
+        """The references' keys and values, by subject and shift."""
+        needed = dict.fromkeys(read[:2] for reading in readings for read in reading)
+        return {(i, shift): self.features(i, sigma, shift, time) for i, shift in needed}
 
     def features(self, i: int, sigma: float, shift: float, timestep: Tensor) -> Features:
         """The reference's keys and values at this noise level: kept from before, or computed now."""
@@ -273,24 +313,64 @@ class Run:
             if i not in self.conditions:
                 self.conditions[i] = text_conditions(patcher, subject, device)
             told = self.conditions[i]
-            found = reference_features(patcher.model, subject, told, self.layers, level, timestep, encoders)
+            with alone(patcher):
+                found = reference_features(patcher.model, subject, told, self.layers, level, timestep, encoders)
             if subject.keeper is not None:
                 subject.keeper.keep(key, found, self.reserve)
         self.newest = {k: kept for k, kept in self.newest.items() if k[1].timestep == key.timestep} | {(i, key): found}
         return found
 
-    def region(self, i: int, grid: Grid, area: Area, device: torch.device) -> Tensor | None:
-        """[N]: how much of this subject each token of a layer's grid may see."""
-        region = self.settings.subjects[i].region
-        if region is None:
-            return None
-        if (i, grid, area) not in self.regions:
-            seen = to_grid(region, *self.latent_size).reshape(1, *self.latent_size)
-            if area is not None:
-                height, width, top, left = area
-                seen = seen[:, top : top + height, left : left + width]
-            self.regions[i, grid, area] = to_grid(seen, *grid).to(device)
-        return self.regions[i, grid, area]
+    # --- the U-Net -----------------------------------------------------------------------------------------------
+
+    def claim(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """DIFFUSION_MODEL wrapper: for this call alone, the subject is joined to the U-Net's layers."""
+        if self.call is None:
+            return executor(*args, **kwargs)
+        bound = _OF_UNET.bind(None, *args, **kwargs)  # a forward that another pack put there may name none of them
+        bound.apply_defaults()
+        options: Options = bound.arguments["transformer_options"]
+        bound.arguments["transformer_options"] = self._joined(options, self.call)
+        return executor(*bound.args[1:], **bound.kwargs)
+
+    def _joined(self, options: Options, call: Call) -> Options:
+        """The options with Eq. 1 and Eq. 3 in them."""
+        encoders = self.active_encoders(call.sigma)
+        if encoders:
+            options = with_encoders(options, encoders, call.wanted, self.layers, call.batch)
+        if not any(call.readings):
+            return options
+        follower = TokenFollower()
+        reader = Reader(call.batch, self._at_layer(call), self._references(call), self.channels, follower)
+        patches = {
+            layer: reader.patch(layer, replacement(options, "attn1", layer))
+            for layer in self.layers
+            if any(self._at_layer(call)(layer))
+        }
+        before = options.get(PATCHES, {}).get("attn1_patch")
+        if before and call.spots:
+            options = with_patches(options, "attn1_patch", follower.around(before))
+        return with_replacements(options, "attn1", patches)
+
+    def _at_layer(self, call: Call) -> Callable[[Layer], list[Reading]]:
+        """What each conditioning reads at a layer: not the subjects that this part of the U-Net leaves out."""
+
+        def readings(layer: Layer) -> list[Reading]:
+            parts = [applied.blocks for applied in self.settings.subjects]
+            return [tuple(r for r in reading if layer.block in parts[r.subject]) for reading in call.readings]
+
+        return readings
+
+    def _references(self, call: Call) -> Callable[[Reading, Layer, list[int], Options], list[ReferenceTokens]]:
+        def read(reading: Reading, layer: Layer, rows: list[int], options: Options) -> list[ReferenceTokens]:
+            self.was_read |= bool(reading)
+            spots = [call.spots[row] for row in rows] if call.spots else []
+            kept = [call.features[i, shift][layer] for i, shift, _ in reading]
+            return [
+                ReferenceTokens(k, v, weight * mask, self.regions.at(i, spots, options, k.device))
+                for (i, _, weight), (k, v, mask) in zip(reading, kept)
+            ]
+
+        return read
 
 
 def _under_ids_of(side: str, conds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,36 @@
+"""A merge takes weights alone from its second model, so a subject on it is lost. Here the merge's run tells so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
+
+from .progress import warn
+from .settings import KEY
+
+WEIGHTS = "diffusion_model."  # what a merge asks its second model for
+LOST = (
+    "DreamTuner: this merge takes only the weights of its second model, so the subject on it is left out. Merge "
+    "first, and apply the subject to the result."
+)
+
+
+def tell_when_merged(model: ModelPatcher) -> None:
+    """Warn when a merge asks this model, or a clone of it, for its weights."""
+    model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, lambda _, clone: _listen(clone))
+    _listen(model)
+
+
+def _listen(model: ModelPatcher) -> None:
+    """On this object alone; the host's class stays as it is."""
+
+    def get_key_patches(filter_prefix: str | None = None) -> Any:
+        settings = model.get_attachment(KEY)
+        if filter_prefix == WEIGHTS and settings is not None and (settings.subjects or settings.encoders):
+            warn(LOST)
+        return type(model).get_key_patches(model, filter_prefix)
+
+    model.get_key_patches = get_key_patches

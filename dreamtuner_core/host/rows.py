@@ -1,0 +1,195 @@
+"""Who is who: the conditioning and the picture of each row, at the U-Net's door and at a layer inside.
+
+Asked at the layer, not assumed: other packs cut pictures into tiles, fold rows, add rows to one side, or ask about some
+of the rows alone. Where what they did cannot be told, the run is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from .options import PART, SIDES, WIDENED, Options, grid
+
+NEGATIVE = 1  # the place of the negative conditioning, as the host's guiders ask
+
+
+Who = TypeVar("Who", bound=Hashable)
+"""What a conditioning's rows read; equal where they read the same."""
+
+UNKNOWN = -1
+
+
+class Row(NamedTuple):
+    """chunk: which of the call's conditionings. picture: which of those that the host asked about, or UNKNOWN."""
+
+    chunk: int
+    picture: int
+
+
+def rows_of_call(count: int, chunks: int, pictures: int, context: Tensor | None = None) -> list[Row]:
+    """The rows of one call of the U-Net, in order.
+
+    count: rows. chunks: conditionings. pictures: rows that the host asked about for each. context: [count, ...], the
+    rows' texts. The host sends c c u u. What cuts pictures into tiles and takes several at once sends c u c u, all
+    rows of one tile and then those of the next. Raises ValueError where the rows cannot be told apart.
+    """
+    each, rest = divmod(count, chunks)
+    if rest:
+        raise ValueError(
+            f"DreamTuner: expected the same number of rows for each of {chunks} conditionings, but the model is asked "
+            f"about {count} rows; take out the node that adds rows to the batch."
+        )
+    if chunks > 1 and each > pictures and each % pictures == 0 and _tile_by_tile(chunks, each // pictures, context):
+        tiles = each // pictures
+        return [Row(c, p) for _ in range(tiles) for c in range(chunks) for p in range(pictures)]
+    return [Row(c, i if each == pictures else UNKNOWN) for c in range(chunks) for i in range(each)]
+
+
+def _tile_by_tile(chunks: int, tiles: int, context: Tensor | None) -> bool:
+    """Whether tiles are outermost, told by the texts: each row has that of its conditioning and picture."""
+    if context is None or context.shape[0] % (tiles * chunks):
+        return True
+    by_tile, by_chunk = context.unflatten(0, (tiles, -1)), context.unflatten(0, (chunks, tiles, -1))
+    if torch.equal(by_tile, by_tile[:1].expand_as(by_tile)):
+        return True  # where the texts of all sides are equal, too: so do all that cut tiles
+    if torch.equal(by_chunk, by_chunk[:, :1].expand_as(by_chunk)):
+        return False
+    raise ValueError(
+        f"DreamTuner: expected {tiles} tiles of each picture with the same texts, but they have texts of their own; "
+        "use a tile batch of 1, or take the tiling out."
+    )
+
+
+class Batch:
+    """The rows of one call of the U-Net, found again at its layers. sides: of each conditioning, as at the door."""
+
+    def __init__(self, rows: Sequence[Row], sides: Sequence[int]) -> None:
+        self.rows, self.sides = list(rows), list(sides)
+        self._whole: Tensor | None = None
+
+    def at(self, x: Tensor, options: Options, whos: Sequence[Hashable]) -> list[int]:
+        """For each row of x [R, N, C], a layer's input: which row of the batch it is.
+
+        whos: what each conditioning reads; rows that read the same need not be told apart. Raises ValueError where it
+        is not clear.
+        """
+        count = len(self.rows)
+        if x.shape[0] == count:
+            self._whole = x
+            return list(range(count))
+        found = self._folded(x, options) or self._widened(x, options, whos) or self._part(x, options, whos)
+        if found is None and len(set(whos)) > 1:
+            raise ValueError(
+                f"DreamTuner: expected the {count} rows of the batch at a layer, but another node asks about "
+                f"{x.shape[0]} without telling which; take that node out, or the subject."
+            )
+        return found or [0] * x.shape[0]
+
+    def by_who(
+        self,
+        x: Tensor,
+        options: Options,
+        whos: Sequence[Who],
+        read: Callable[[Who, slice | Tensor, list[int]], Tensor],
+    ) -> Tensor:
+        """A layer's output, row by row, of x [R, N, C]: all rows that read the same in one call of `read`.
+
+        read: (who, which of these rows, the rows of the batch that they are) -> their output.
+        """
+        rows = self.at(x, options, whos)
+        alike: dict[Who, list[int]] = {}
+        for here, row in enumerate(rows):
+            alike.setdefault(whos[self.rows[row].chunk], []).append(here)
+        parts = [read(who, _selection(here, x.device), [rows[i] for i in here]) for who, here in alike.items()]
+        order = [i for here in alike.values() for i in here]
+        if len(parts) == 1:
+            return parts[0]
+        joined = torch.cat(parts)
+        return joined if order == sorted(order) else joined[torch.tensor(order, device=x.device).argsort()]
+
+    def _folded(self, x: Tensor, options: Options) -> list[int] | None:
+        """Each row in several with fewer tokens, one after the other, as HyperTile does."""
+        times, rest = divmod(x.shape[0], len(self.rows))
+        tokens = grid(options)
+        if rest or tokens is None or x.shape[1] >= tokens[0] * tokens[1]:
+            return None
+        return [i // times for i in range(x.shape[0])]
+
+    def _widened(self, x: Tensor, options: Options, whos: Sequence[Hashable]) -> list[int] | None:
+        """More rows than the batch has: some sides, or all, are there several times (regional prompts do this)."""
+        chunks = len(self.sides)
+        each, rest = divmod(len(self.rows), chunks)
+        segments, more = divmod(x.shape[0], each)
+        if rest or more or segments <= chunks:
+            return None
+        negative = self.sides.count(NEGATIVE)
+        possible = []
+        if negative < chunks and (segments - negative) % (chunks - negative) == 0:
+            times = (segments - negative) // (chunks - negative)
+            wider = [1 if side == NEGATIVE else times for side in self.sides]
+            possible.append(self._repeated(wider, each))
+            marks = [side == NEGATIVE for side, n in zip(self.sides, wider) for _ in range(n)]
+            if any([side == NEGATIVE for side in options.get(key) or ()] == marks for key in (WIDENED, SIDES)):
+                return possible[0]
+        if segments % chunks == 0:
+            possible.append(self._repeated([segments // chunks] * chunks, each))
+        meanings = {tuple(whos[self.rows[i].chunk] for i in rows) for rows in possible}
+        return possible[0] if len(meanings) == 1 else None
+
+    def _repeated(self, times: Sequence[int], each: int) -> list[int]:
+        return [c * each + i for c, n in enumerate(times) for _ in range(n) for i in range(each)]
+
+    def _part(self, x: Tensor, options: Options, whos: Sequence[Hashable]) -> list[int] | None:
+        """Some of the rows that this layer was asked about before, told by what they hold, or by the pack that asks."""
+        told, whole = list(options.get(PART) or ()), self._whole
+        if x.shape[0] > len(self.rows) or whole is None or whole.shape[1:] != x.shape[1:]:
+            return None
+        if len(told) == x.shape[0] and max(told) < len(whole) and torch.equal(whole[told], x):
+            return told
+        found = []
+        for row in x:
+            same = [i for i, other in enumerate(whole) if torch.equal(row, other)]
+            if len({whos[self.rows[i].chunk] for i in same}) != 1:
+                return None
+            found.append(same[0])
+        return found
+
+
+def _selection(rows: list[int], device: torch.device) -> slice | Tensor:
+    """The rows as an index; a slice, which copies nothing, where they follow one another."""
+    if rows == list(range(rows[0], rows[-1] + 1)):
+        return slice(rows[0], rows[-1] + 1)
+    return torch.tensor(rows, device=device)
+
+
+class Spot(NamedTuple):
+    """Where a row lies: its picture, and height, width, top and left in latents. A tile may go round the edge."""
+
+    picture: int
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def find(tile: Tensor, pictures: Tensor) -> Spot | None:
+    """Where that tile [C, h, w] was cut out of the pictures [B, C, H, W]; None where it was not, or was changed."""
+    height, width = tile.shape[-2:]
+    if height > pictures.shape[-2] or width > pictures.shape[-1]:
+        return None
+    corner = (pictures == tile[:, :1, :1]).all(dim=1)  # [B, H, W]
+    for picture, top, left in torch.nonzero(corner).tolist():
+        if torch.equal(cut(pictures[picture], height, width, top, left), tile):
+            return Spot(picture, height, width, top, left)
+    return None
+
+
+def cut(x: Tensor, height: int, width: int, top: int, left: int) -> Tensor:
+    """x [..., H, W] from there on, round the edges: [..., height, width]."""
+    rows = (top + torch.arange(height, device=x.device)) % x.shape[-2]
+    columns = (left + torch.arange(width, device=x.device)) % x.shape[-1]
+    return x.index_select(-2, rows).index_select(-1, columns)
