@@ -93,6 +93,7 @@ def of_patches(patcher: ModelPatcher) -> str:
     if settings is not None:
         for applied in settings.subjects:
             fingerprint.add(of_subject(applied.subject), applied.weight, applied.start, applied.end)
+            fingerprint.add(applied.negative_weight, applied.end_weight, applied.blocks)
             fingerprint.add(*([] if applied.region is None else [applied.region]))
         for encoder in settings.encoders:
             fingerprint.add(of_subject(encoder.subject), encoder.strength, encoder.start, encoder.end)

@@ -1,19 +1,22 @@
-"""Eq. 3 at the host's self-attentions: which kernel computes it, and the patch that reads references."""
+"""Eq. 3 at the host's self-attentions, for one call of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...attention import LogWeightChannels, ReferenceTokens, log_weight_channels, self_subject_attention
+from ...bank import Features
 from ..kernels import exact_attention, plain_attention
-from ..options import HEADS, Options, Patch
-from ..rows import Batch
+from ..options import HEADS, PATCHES, Options, Patch, replacement, with_patches, with_replacements
+from ..rows import Batch, Spot
+from ..settings import AppliedSubject
 from ..unet import Layer
+from .regions import Regions
 
 TOKENS_AT_ONCE = 1024  # whose distances to all others are held in memory
 KEPT_CHANNELS = 256  # of log m, in one run; tiles that move at each step need others each time
@@ -60,47 +63,106 @@ def _nearest(tokens: Tensor, among: Tensor) -> Tensor:
     return torch.cat([torch.cdist(some, among).argmin(dim=-1) for some in tokens.split(TOKENS_AT_ONCE)])
 
 
-@dataclass(frozen=True)
-class Reader:
-    """What the self-attentions read in one call of the U-Net.
+class Read(NamedTuple):
+    """One subject as some rows read it. subject: its index. shift: of its noise level, in timesteps. weight: w_ref."""
 
-    batch: who is who. chunks: for a layer, what each of the call's conditionings reads there; () is nothing.
-    references: (what is read, layer, rows of the batch, options) -> its tokens, with their regions for those rows.
-    channels: log m, kept for all layers and steps that have the same.
+    subject: int
+    shift: float
+    weight: float
+
+
+Reading = tuple[Read, ...]
+"""All that the rows of one conditioning read."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the model.
+
+    batch: who is who. wanted, readings: of each conditioning, whether it is wanted and what it reads. features: by
+    subject and shift. spots: where each row of the batch lies, [] where there are no regions.
     """
 
+    sigma: float
     batch: Batch
-    chunks: Callable[[Layer], Sequence[Hashable]]
-    references: Callable[[Any, Layer, list[int], Options], Sequence[ReferenceTokens]]
-    channels: dict[Hashable, LogWeightChannels]
-    follower: TokenFollower
+    wanted: list[bool]
+    readings: list[Reading]
+    features: dict[tuple[int, float], Features]
+    spots: list[Spot]
 
-    def patch(self, layer: Layer, standing: Patch | None) -> Patch:
-        """Eq. 3 in place of that layer's self-attention. standing: another pack's replacement, or None."""
-        chunks = self.chunks(layer)
+
+class Reader:
+    """The self-attentions of one call, reading.
+
+    regions, channels (log m), seen (the subjects that were read): of the whole run.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        subjects: Sequence[AppliedSubject],
+        regions: Regions,
+        channels: dict[Hashable, LogWeightChannels],
+        seen: set[int],
+    ) -> None:
+        self.call, self.subjects, self.regions, self.channels, self.seen = call, subjects, regions, channels, seen
+        self.follower = TokenFollower()
+
+    def joined(self, options: Options, layers: Sequence[Layer]) -> Options:
+        """The options in which every layer that reads has Eq. 3, around what stands there."""
+        read = {layer: self.at_layer(layer) for layer in layers}
+        patches = {
+            layer: self.patch(layer, readings, replacement(options, "attn1", layer))
+            for layer, readings in read.items()
+            if any(readings)
+        }
+        before = options.get(PATCHES, {}).get("attn1_patch")
+        if before and self.call.spots:
+            options = with_patches(options, "attn1_patch", self.follower.around(before))
+        return with_replacements(options, "attn1", patches)
+
+    def at_layer(self, layer: Layer) -> list[Reading]:
+        """What each conditioning reads there: not the subjects that this part of the U-Net leaves out."""
+        return [
+            tuple(read for read in reading if layer.block in self.subjects[read.subject].blocks)
+            for reading in self.call.readings
+        ]
+
+    def patch(self, layer: Layer, readings: Sequence[Reading], standing: Patch | None) -> Patch:
+        """Eq. 3 in place of one self-attention. standing: another pack's replacement, or None."""
 
         def read(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
             own = None if standing is None else standing(q, k, v, options)
             if k.shape[0] != q.shape[0]:  # HyperTile folds q alone; the host's kernels then fold k and v like this
                 k, v = (x.reshape(q.shape[0], -1, x.shape[-1]) for x in (k, v))
 
-            def attend(reading: Hashable, part: slice | Tensor, rows: list[int]) -> Tensor:
-                references = self.references(reading, layer, rows, options)
+            def attend(reading: Reading, part: slice | Tensor, rows: list[int]) -> Tensor:
                 own_part = None if own is None else own[part]
-                if not references:
+                if not reading:
                     return plain_attention(q[part], k[part], v[part], options) if own_part is None else own_part
-                references = [self.follower.follow(r, part) for r in references]
-                channels = self._log_m(reading, references, q[part], k.shape[1], options)
-                kernel = exact_attention(options)
-                heads = options[HEADS]
-                return self_subject_attention(q[part], k[part], v[part], references, heads, kernel, own_part, channels)
+                references = [self.follower.follow(r, part) for r in self._references(reading, layer, rows, options)]
+                log_m = self._log_m(reading, references, q[part], k.shape[1], options)
+                kernel, heads = exact_attention(options), options[HEADS]
+                return self_subject_attention(q[part], k[part], v[part], references, heads, kernel, own_part, log_m)
 
-            return self.batch.by_who(q, options, chunks, attend)
+            return self.call.batch.by_who(q, options, readings, attend)
 
         return read
 
+    def _references(
+        self, reading: Reading, layer: Layer, rows: Sequence[int], options: Options
+    ) -> list[ReferenceTokens]:
+        """The tokens that are read at a layer, with their regions for those rows of the batch."""
+        spots = [self.call.spots[row] for row in rows] if self.call.spots else []
+        found = []
+        for i, shift, weight in reading:
+            k, v, mask = self.call.features[i, shift][layer]
+            found.append(ReferenceTokens(k, v, weight * mask, self.regions.at(i, spots, options, k.device)))
+            self.seen.add(i)
+        return found
+
     def _log_m(
-        self, reading: Hashable, references: Sequence[ReferenceTokens], q: Tensor, keys: int, options: Options
+        self, reading: Reading, references: Sequence[ReferenceTokens], q: Tensor, keys: int, options: Options
     ) -> LogWeightChannels:
         regions = tuple(id(r.region) for r in references)  # the run keeps them, so that an id stands for one region
         tokens = q.shape[1], keys, *(len(r.weight) for r in references)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import inspect
 import uuid
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -26,29 +26,25 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
-from ...attention import LogWeightChannels, ReferenceTokens
+from ...attention import LogWeightChannels
 from ...bank import Features
-from ...guidance import position, shift_sigma, step_sigma
+from ...guidance import position, shift_sigma
 from ...subject import Subject
 from ..encoder.patch import EncoderAtWork, on_wanted_side, with_encoders
 from ..options import (
-    PATCHES,
-    SAMPLE_SIGMAS,
     SIGMAS,
     Options,
     ids,
-    replacement,
     sides,
-    with_patches,
-    with_replacements,
 )
 from ..progress import warn
-from ..rows import UNKNOWN, Batch, Row, Spot, rows_of_call
+from ..rows import UNKNOWN, Batch, Row, rows_of_call
 from ..settings import KEY, Settings
 from ..subject.memory import announce
 from ..subject.rights import tell_rights_of_run
-from ..unet import Layer, self_attentions
-from .patch import Reader, TokenFollower
+from ..unet import self_attentions
+from .guided import GuidedStep, draw_step, predict_toward_reference
+from .patch import Call, Read, Reader, Reading
 from .reference import FeaturesKey, alone, features_key, reference_features, text_conditions
 from .regions import Area, Regions
 
@@ -90,38 +86,6 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
     return made
 
 
-@dataclass(frozen=True)
-class GuidedStep:
-    """The conditionings of the wanted side, by the host's ids, and which of Eq. 4 and 5 this step follows."""
-
-    wanted: dict[uuid.UUID, dict[str, Any]]
-    toward_reference: bool
-
-
-class Read(NamedTuple):
-    """One subject as some rows read it. subject: its index. shift: of its noise level, in timesteps. weight: w_ref."""
-
-    subject: int
-    shift: float
-    weight: float
-
-
-Reading = tuple[Read, ...]
-"""All that the rows of one conditioning read."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of the model. Of each conditioning: whether it is wanted and what it reads; of each row: its spot."""
-
-    sigma: float
-    batch: Batch
-    wanted: list[bool]
-    readings: list[Reading]
-    features: dict[tuple[int, float], Features]
-    spots: list[Spot]
-
-
 class Run:
     """The state of one sampling run. shape: of its noise, [B, C, ..., h, w]."""
 
@@ -148,7 +112,7 @@ class Run:
         self.pictures: Tensor | None = None  # [B, C, ..., h, w] of the step
         self.asked = shape[0]  # pictures that the host asks about
         self.due: set[str] = set()  # what ought to be read
-        self.was_read = False
+        self.seen: set[int] = set()  # subjects that were read
         self.conditions: dict[int, dict[str, Tensor]] = {}
         self.channels: dict[Hashable, LogWeightChannels] = {}
         self.newest: dict[tuple[int, FeaturesKey], Features] = {}
@@ -167,7 +131,7 @@ class Run:
 
     def tell_silence(self) -> None:
         """Warn, in the log and on the running node, when what ought to have been read never was."""
-        silent = "subject" in self.due and not self.was_read
+        silent = "subject" in self.due and not self.seen
         silent |= "encoder" in self.due and not any(e.was_read for e in self.encoders)
         if silent:
             warn(NEVER_READ)
@@ -188,41 +152,15 @@ class Run:
         call = _bind(executor, args, kwargs).arguments
         self.pictures = call["x"]
         try:
-            guided = self.settings.guidance is not None and "positive" in self.guider.conds
-            if guided and self.active(float(call["timestep"].max())):
-                return self._guided(lambda: executor(*args, **kwargs), call)
+            guidance, conds = self.settings.guidance, self.guider.conds
+            if guidance is not None and "positive" in conds and self.active(float(call["timestep"].max())):
+                self.step = draw_step(guidance, conds, call)
+                if self.step.toward_reference:
+                    scale, model = guidance.reference_scale, self.guider.inner_model
+                    return predict_toward_reference(self.step, scale, model, call)
             return executor(*args, **kwargs)
         finally:
             self.pictures = self.step = None
-
-    def _guided(self, usual: Callable[[], Tensor], call: dict[str, Any]) -> Tensor:
-        """Eq. 6 draws: Eq. 5 is the guider's usual step, Eq. 4 one whose unwanted side has no reference."""
-        guidance, conds = self.settings.guidance, self.guider.conds
-        assert guidance is not None
-        positive = conds["positive"]
-        # Eq. 4 asks under ids of its own, the same ones in each step: what caches by id (EasyCache) then never takes
-        # the answer to one equation for that to the other.
-        with_reference, without = (_under_ids_of(side, positive) for side in ("with reference", "without"))
-        wanted = {c["uuid"]: c for c in (*positive, *with_reference)}
-        for cond in (c for name in conds if name != "positive" for c in conds[name]):
-            if cond["uuid"] in wanted:  # the host copies a regional conditioning to the other side, id and all
-                cond["uuid"] = uuid.uuid4()
-        sigma = float(call["timestep"].max())
-        schedule = call["model_options"]["transformer_options"].get(SAMPLE_SIGMAS, call["timestep"]).tolist()
-        toward_reference = guidance.toward_reference(call.get("seed") or 0, step_sigma(sigma, schedule))
-        self.step = GuidedStep(wanted, toward_reference)
-        if not toward_reference:
-            return usual()
-        return comfy.samplers.sampling_function(  # Eq. 4: the same text without the reference, at w_r
-            self.guider.inner_model,
-            call["x"],
-            call["timestep"],
-            without,
-            with_reference,
-            guidance.reference_scale,
-            model_options=call["model_options"],
-            seed=call.get("seed"),
-        )
 
     def ask(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """CALC_COND_BATCH wrapper: note how many pictures the host asks about, and what ought to be read."""
@@ -334,48 +272,10 @@ class Run:
 
     def _joined(self, options: Options, call: Call) -> Options:
         """The options with Eq. 1 and Eq. 3 in them."""
-        encoders = self.active_encoders(call.sigma)
-        if encoders:
+        if encoders := self.active_encoders(call.sigma):
             options = with_encoders(options, encoders, call.wanted, self.layers, call.batch)
-        if not any(call.readings):
-            return options
-        follower = TokenFollower()
-        reader = Reader(call.batch, self._at_layer(call), self._references(call), self.channels, follower)
-        patches = {
-            layer: reader.patch(layer, replacement(options, "attn1", layer))
-            for layer in self.layers
-            if any(self._at_layer(call)(layer))
-        }
-        before = options.get(PATCHES, {}).get("attn1_patch")
-        if before and call.spots:
-            options = with_patches(options, "attn1_patch", follower.around(before))
-        return with_replacements(options, "attn1", patches)
-
-    def _at_layer(self, call: Call) -> Callable[[Layer], list[Reading]]:
-        """What each conditioning reads at a layer: not the subjects that this part of the U-Net leaves out."""
-
-        def readings(layer: Layer) -> list[Reading]:
-            parts = [applied.blocks for applied in self.settings.subjects]
-            return [tuple(r for r in reading if layer.block in parts[r.subject]) for reading in call.readings]
-
-        return readings
-
-    def _references(self, call: Call) -> Callable[[Reading, Layer, list[int], Options], list[ReferenceTokens]]:
-        def read(reading: Reading, layer: Layer, rows: list[int], options: Options) -> list[ReferenceTokens]:
-            self.was_read |= bool(reading)
-            spots = [call.spots[row] for row in rows] if call.spots else []
-            kept = [call.features[i, shift][layer] for i, shift, _ in reading]
-            return [
-                ReferenceTokens(k, v, weight * mask, self.regions.at(i, spots, options, k.device))
-                for (i, _, weight), (k, v, mask) in zip(reading, kept)
-            ]
-
-        return read
-
-
-def _under_ids_of(side: str, conds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same conditionings under other ids, always the same ones."""
-    return [{**c, "uuid": uuid.uuid5(c["uuid"], side)} for c in conds]
+        reader = Reader(call, self.settings.subjects, self.regions, self.channels, self.seen)
+        return reader.joined(options, self.layers) if any(call.readings) else options
 
 
 def _bind(executor: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
