@@ -118,7 +118,6 @@ ATTEND = {
     ),
     "an empty region": (lambda: sd1(region=torch.zeros(1, 64, 64)), "the region is empty"),
     "a region of no size": (lambda: sd1(region=torch.zeros(1, 0, 0)), "the region is empty"),
-    "several regions": (lambda: sd1(region=hard_mask().expand(2, -1, -1)), "one region mask, but got a batch of 2"),
     "NaN in the region": (lambda: sd1(region=hard_mask() + NAN), "region mask has values that are no numbers"),
     "start after end": (lambda: sd1(start=0.6, end=0.4), "start_percent must not lie after end_percent.* 0.6 and 0.4"),
     "start below 0": (lambda: sd1(start=-0.5), "start_percent must not lie after end_percent.* -0.5 and 1"),
