@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -135,6 +136,17 @@ def test_kept_features_give_the_very_bits_of_computed_ones(patch: Callable, monk
         assert torch.equal(draw(patched), first)
     assert not again
     assert torch.equal(draw(patch(shared_model("sd1"))), first)  # another subject of the same values, computed afresh
+
+
+@pytest.mark.parametrize("change", [{"mask": None}, {"noise_seed": 5}, {"caption": text("sd1", 40)}])
+def test_a_changed_copy_of_a_subject_is_read_anew(change: dict[str, Any]) -> None:
+    """Though it shares the features that are kept."""
+    model, one = shared_model("sd1"), subject("sd1", soft_mask())
+    before, copy = draw(attend(model, one)), replace(one, **change)
+    changed = draw(attend(model, copy))
+    assert torch.equal(changed, draw(attend(model, replace(subject("sd1", soft_mask()), **change))))
+    assert not torch.equal(changed, before)
+    assert torch.equal(draw(attend(model, one)), before)
 
 
 UNCHANGED: dict[str, tuple[Callable[[ModelPatcher, Any], ModelPatcher], dict[str, Any]]] = {

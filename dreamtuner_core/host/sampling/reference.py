@@ -123,11 +123,9 @@ def _no_pooled_text(model: comfy.model_base.BaseModel, height: int, width: int, 
 
 
 class FeaturesKey(NamedTuple):
-    """Everything, beside the subject itself, that the features depend on.
+    """Everything that the features depend on. A subject that is a changed copy of another may share its bank."""
 
-    The subject carries its own bank, so its latent, mask, caption and noise seed need no place here.
-    """
-
+    subject: Hashable
     model: weakref.ref
     weights: Hashable
     hooks: Hashable
@@ -140,6 +138,7 @@ class FeaturesKey(NamedTuple):
 
 def features_key(
     patcher: ModelPatcher,
+    subject: Subject,
     layers: list[Layer],
     sigma: float,
     timestep: float,
@@ -152,6 +151,11 @@ def features_key(
     hooks = patcher.current_hooks.hooks if patcher.current_hooks else []
     injections = sorted(patcher.injections.items())
     return FeaturesKey(
+        (
+            *map(_Same, (subject.latent, subject.mask, subject.caption)),
+            subject.noise_seed,
+            subject.picture.shape,  # SDXL is told it
+        ),
         weakref.ref(patcher.model),
         _weights(patcher),
         tuple((hook.hook_ref, hook.strength) for hook in hooks),

@@ -245,7 +245,8 @@ class Run:
         level = shift_sigma(sigma, shift, self.sigmas)
         subject, patcher, device = self.settings.subjects[i].subject, self.guider.model_patcher, timestep.device
         encoders = self.active_encoders(sigma, subject)
-        key = features_key(patcher, self.layers, level, float(timestep), [(e.encoding, e.strength) for e in encoders])
+        strengths = [(e.encoding, e.strength) for e in encoders]
+        key = features_key(patcher, subject, self.layers, level, float(timestep), strengths)
         found = self.newest.get((i, key)) or subject.bank.get(key, device)
         if found is None:
             if i not in self.conditions:
