@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # so that --help needs no environment
 STARTED = 60  # seconds that a browser may take
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--window-size=1600,1000")
+SETTINGS = {"Comfy.TutorialCompleted": "true", "Comfy.Workflow.ShowMissingModelsWarning": "false"}  # nothing on top
 LOAD = """(async flow => {
     while (!(window.app?.graph && app.extensionManager)) await new Promise(done => setTimeout(done, 500));
     await app.loadGraphData(flow);
@@ -62,7 +63,8 @@ async def _look(url: str, port_file: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     failed = False
     async with ClientSession() as session:
-        await session.post(f"{url}/settings/Comfy.TutorialCompleted", data="true")  # else templates cover the graph
+        for setting, value in SETTINGS.items():
+            await session.post(f"{url}/settings/{setting}", data=value)
         async with session.get(f"http://127.0.0.1:{port[0]}/json/list") as answer:
             tab = next(tab for tab in await answer.json() if tab["type"] == "page")
         async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
