@@ -122,6 +122,8 @@ def fitted(server: ComfyServer, name: str, given: dict[str, Image.Image], steps:
             inputs["image"] = server.upload_image(_saved(given[title], title))
         elif entry["class_type"] == "CLIPTextEncode":
             inputs["text"] = TEXTS[title.rstrip(" 12")]
+        elif entry["class_type"] == "DreamTunerStoryboard":
+            inputs.update(prompts=STORY, always="")
         elif entry["class_type"] == "CLIPVisionLoader":
             del graph[key]  # the mini base's encoder carries its own tower
     for title, values in {
@@ -129,7 +131,6 @@ def fitted(server: ComfyServer, name: str, given: dict[str, Image.Image], steps:
         "Load Subject Encoder": {"subject_encoder": ENCODER.name},
         "Load ControlNet Model": {"control_net_name": "mini_control.safetensors"},
         "Apply Subject Encoder": {"strength": 0.2},
-        "Draw Storyboard": {"prompts": STORY, "always": ""},
         "Subject Tuning": {"class_word": THING, "name": NAME},
     }.items():
         for entry in graph.values():
