@@ -16,7 +16,7 @@ from ..encoder.model import EncoderConfig
 from ..guidance import Guidance
 from ..subject import Subject
 from .encoder.load import LoadedEncoder
-from .merge import tell_when_merged
+from .merge import warn_when_merged
 from .sampling.run import sample
 from .settings import KEY, NEGATIVE_WEIGHT, AppliedEncoder, AppliedSubject, Settings
 from .unet import context_size, self_attentions
@@ -138,7 +138,7 @@ def with_settings(model: ModelPatcher, change: Callable[[Settings], Settings]) -
     patched.set_attachments(KEY, change(model.get_attachment(KEY) or Settings()))
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
-    tell_when_merged(patched)
+    warn_when_merged(patched)
     return patched
 
 

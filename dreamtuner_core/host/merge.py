@@ -1,4 +1,4 @@
-"""A merge takes weights alone from its second model, so a subject on it is lost. Here the merge's run tells so."""
+"""A merge takes weights alone from its second model, so a subject on it is lost. The merge's run warns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOST = (
 )
 
 
-def tell_when_merged(model: ModelPatcher) -> None:
+def warn_when_merged(model: ModelPatcher) -> None:
     """Warn when a merge asks this model, or a clone of it, for its weights."""
     model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
     model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, lambda _, clone: _listen(clone))

@@ -25,10 +25,10 @@ SIDES = "cond_or_uncond"  # their places in what the guider asked, 1 = the negat
 SAMPLE_SIGMAS = "sample_sigmas"  # the sampler's schedule; absent: each call is a step of its own
 
 # Read at a layer.
-BLOCK, BLOCK_INDEX = "block", "block_index"  # which layer it is; the host always tells
-HEADS = "n_heads"  # the host always tells
+BLOCK, BLOCK_INDEX = "block", "block_index"  # which layer it is; always there
+HEADS = "n_heads"  # always there
 PRECISION = "attn_precision"  # absent: the host's own choice
-GRID = "activations_shape"  # [..., rows, columns] of the layer's tokens; the host always tells
+GRID = "activations_shape"  # [..., rows, columns] of the layer's tokens; always there
 
 # Other packs' own, read where they stand.
 WIDENED = "cond_or_uncond_couple"  # the sides once more, where rows were added between two layers (Attention Couple)
@@ -41,7 +41,7 @@ def sides(options: Options) -> list[int]:
 
 
 def ids(options: Options) -> list[Any]:
-    """The ids of the batch's conditionings; None for each where they are not told."""
+    """The ids of the batch's conditionings; None for each where there are none."""
     return list(options.get(UUIDS) or [None] * len(sides(options)))
 
 
@@ -50,7 +50,7 @@ def precision(options: Options) -> torch.dtype | None:
 
 
 def grid(options: Options) -> tuple[int, int] | None:
-    """Rows and columns of the layer's tokens, as the host tells them: deep shrink's are no down-sampling."""
+    """Rows and columns of the layer's tokens. With deep shrink they are no down-sampling of the latent."""
     shape = options.get(GRID)
     return None if shape is None else (int(shape[-2]), int(shape[-1]))
 

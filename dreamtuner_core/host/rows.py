@@ -1,7 +1,7 @@
 """Who is who: the conditioning and the picture of each row, at the U-Net's door and at a layer inside.
 
-Asked at the layer, not assumed: other packs cut pictures into tiles, fold rows, add rows to one side, or ask about some
-of the rows alone. Where what they did cannot be told, the run is refused with a sentence.
+This is found out at the layer and never assumed: other packs cut pictures into tiles, fold rows, add rows to one
+side, or call a layer with some of the rows. Where it is not clear what they did, the run stops with an error.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from torch import Tensor
 from .options import PART, SIDES, WIDENED, Options, grid
 
 NEGATIVE = 1  # the place of the negative conditioning, as the host's guiders ask
-
+UNKNOWN = -1  # picture
 
 Who = TypeVar("Who", bound=Hashable)
 """What a conditioning's rows read; equal where they read the same."""
-
-UNKNOWN = -1
 
 
 class Row(NamedTuple):
@@ -35,13 +33,13 @@ def rows_of_call(count: int, chunks: int, pictures: int, context: Tensor | None 
 
     count: rows. chunks: conditionings. pictures: rows that the host asked about for each. context: [count, ...], the
     rows' texts. The host sends c c u u. What cuts pictures into tiles and takes several at once sends c u c u, all
-    rows of one tile and then those of the next. Raises ValueError where the rows cannot be told apart.
+    rows of one tile and then those of the next. Raises ValueError where it is not clear which row is which.
     """
     each, rest = divmod(count, chunks)
     if rest:
         raise ValueError(
             f"DreamTuner: expected the same number of rows for each of {chunks} conditionings, but the model is asked "
-            f"about {count} rows; take out the node that adds rows to the batch."
+            f"about {count} rows; remove the node that adds rows to the batch."
         )
     if chunks > 1 and each > pictures and each % pictures == 0 and _tile_by_tile(chunks, each // pictures, context):
         tiles = each // pictures
@@ -50,7 +48,7 @@ def rows_of_call(count: int, chunks: int, pictures: int, context: Tensor | None 
 
 
 def _tile_by_tile(chunks: int, tiles: int, context: Tensor | None) -> bool:
-    """Whether tiles are outermost, told by the texts: each row has that of its conditioning and picture."""
+    """Whether tiles are outermost, found from the texts: each row has that of its conditioning and picture."""
     if context is None or context.shape[0] % (tiles * chunks):
         return True
     by_tile, by_chunk = context.unflatten(0, (tiles, -1)), context.unflatten(0, (chunks, tiles, -1))
@@ -60,7 +58,7 @@ def _tile_by_tile(chunks: int, tiles: int, context: Tensor | None) -> bool:
         return False
     raise ValueError(
         f"DreamTuner: expected {tiles} tiles of each picture with the same texts, but they have texts of their own; "
-        "use a tile batch of 1, or take the tiling out."
+        "use a tile batch of 1, or remove the tiling node."
     )
 
 
@@ -74,7 +72,7 @@ class Batch:
     def at(self, x: Tensor, options: Options, whos: Sequence[Hashable]) -> list[int]:
         """For each row of x [R, N, C], a layer's input: which row of the batch it is.
 
-        whos: what each conditioning reads; rows that read the same need not be told apart. Raises ValueError where it
+        whos: what each conditioning reads; rows that read the same need no distinction. Raises ValueError where it
         is not clear.
         """
         count = len(self.rows)
@@ -84,8 +82,8 @@ class Batch:
         found = self._folded(x, options) or self._widened(x, options, whos) or self._part(x, options, whos)
         if found is None and len(set(whos)) > 1:
             raise ValueError(
-                f"DreamTuner: expected the {count} rows of the batch at a layer, but another node asks about "
-                f"{x.shape[0]} without telling which; take that node out, or the subject."
+                f"DreamTuner: expected the {count} rows of the batch at a layer, but another node calls it "
+                f"with {x.shape[0]} and does not say which; remove that node, or the subject."
             )
         return found or [0] * x.shape[0]
 
@@ -144,12 +142,12 @@ class Batch:
         return [c * each + i for c, n in enumerate(times) for _ in range(n) for i in range(each)]
 
     def _part(self, x: Tensor, options: Options, whos: Sequence[Hashable]) -> list[int] | None:
-        """Some of the rows that this layer was asked about before, told by what they hold, or by the pack that asks."""
-        told, whole = list(options.get(PART) or ()), self._whole
+        """Some of the rows of this layer's last full call, known by their values or named by the caller."""
+        named, whole = list(options.get(PART) or ()), self._whole
         if x.shape[0] > len(self.rows) or whole is None or whole.shape[1:] != x.shape[1:]:
             return None
-        if len(told) == x.shape[0] and max(told) < len(whole) and torch.equal(whole[told], x):
-            return told
+        if len(named) == x.shape[0] and max(named) < len(whole) and torch.equal(whole[named], x):
+            return named
         found = []
         for row in x:
             same = [i for i, other in enumerate(whole) if torch.equal(row, other)]

@@ -214,13 +214,13 @@ def test_a_call_for_some_of_the_rows(batch: int, ours_first: bool) -> None:
 # --- packs that add rows to the wanted side --------------------------------------------------------------------------
 
 
-def couple(told: bool, times: int = 3) -> Pack:
+def couple(named: bool, times: int = 3) -> Pack:
     """As Attention Couple: the wanted rows several times at the cross-attention, with the same text: no difference."""
 
     def widen(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
         places = options["cond_or_uncond"]
         wider = [1 if side == 1 else times for side in places]
-        if told:
+        if named:
             options["cond_or_uncond_couple"] = [side for side, n in zip(places, wider) for _ in range(n)]
         return tuple(
             torch.cat([part for chunk, n in zip(x.chunk(len(places)), wider) for part in [chunk] * n])
@@ -270,7 +270,7 @@ def regions_of_krita(model: ModelPatcher, times: int = 3) -> ModelPatcher:
     return patched
 
 
-WIDENED = {"told apart": couple(True), "twice, not told": couple(False, times=2), "in place": regions_of_krita}
+WIDENED = {"named": couple(True), "twice, not named": couple(False, times=2), "in place": regions_of_krita}
 
 
 @pytest.mark.parametrize("name", WIDENED)
@@ -280,8 +280,10 @@ def test_rows_added_to_the_wanted_side(name: str, batch: int) -> None:
     close(draw(WIDENED[name](everything(model)), batch), draw(everything(model), batch))
 
 
-def test_rows_that_cannot_be_told_apart_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected the 2 rows of the batch at a layer, .* asks about 4 without"):
+def test_unclear_rows_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"expected the 2 rows of the batch at a layer, .* calls it with 4 and does not say"
+    ):
         draw(couple(False, times=3)(everything(shared_model("sd1"))))
 
 
@@ -383,16 +385,16 @@ def past_the_unet(model: ModelPatcher) -> ModelPatcher:
 
 
 @pytest.mark.parametrize("pack", [lambda m: attend(m, subject()), lambda m: bring(m, coarse_subject())])
-def test_silence_is_told(pack: Pack, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unread_subject_warns(pack: Pack, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         draw(pack(shared_model("sd1")))
         assert not ours(caplog)
         draw(past_the_unet(pack(shared_model("sd1"))))
-    [told] = ours(caplog)
-    assert "the subject was never looked at in this run" in told
+    [warning] = ours(caplog)
+    assert "the subject was never looked at in this run" in warning
 
 
-def test_a_merge_that_leaves_the_subject_out_tells_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_merge_that_leaves_the_subject_out_warns(caplog: pytest.LogCaptureFixture) -> None:
     """Of what the second model was, through clones of it; the first keeps its subject."""
     model = shared_model("sd1")
     with_subject = attend(model, subject()).clone()
@@ -405,5 +407,5 @@ def test_a_merge_that_leaves_the_subject_out_tells_so(caplog: pytest.LogCaptureF
         assert not torch.equal(draw(merge(with_subject, model)), plain)
         assert not ours(caplog)
         assert torch.equal(draw(merge(model, with_subject)), plain)
-    [told] = ours(caplog)
-    assert "the subject on it is left out" in told
+    [warning] = ours(caplog)
+    assert "the subject on it is left out" in warning

@@ -1,4 +1,4 @@
-"""Who is who at a layer, by a table of row layouts: what is told, what is found, and what is refused."""
+"""Who is who at a layer, by a table of row layouts: what is named, what is found, and what is refused."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ LAYERS: dict[str, tuple[str, int, Tensor, dict[str, Any], list[str]]] = {
     "folded and merged": ("c u", 1, layer(6, tokens=1), {}, [C] * 3 + [U] * 3),
     "the wanted side twice": ("c u", 1, layer(3), {}, [C, C, U]),
     "the wanted side twice, the negative first": ("u c", 2, layer(6), {}, [U, U, C, C, C, C]),
-    "three times, told": ("c u", 1, layer(4), {"cond_or_uncond_couple": [0, 0, 0, 1]}, [C, C, C, U]),
+    "three times, named": ("c u", 1, layer(4), {"cond_or_uncond_couple": [0, 0, 0, 1]}, [C, C, C, U]),
     "three times, changed in place": ("c u", 1, layer(4), {"cond_or_uncond": [0, 0, 0, 1]}, [C, C, C, U]),
     "all but the negative, three sides": ("c u e", 1, layer(5), {"cond_or_uncond": [0, 0, 1, 0, 0]}, [C, C, U, E, E]),
     "two wanted texts, twice": ("c c' u", 1, layer(5), {"cond_or_uncond": [0, 0, 0, 0, 1]}, [C, C, C, C, U]),
-    "the unwanted rows alone, told": ("c u", 2, layer(4)[2:], {"ref_uncond_idxs": [2, 3]}, [U, U]),
+    "the unwanted rows alone, named": ("c u", 2, layer(4)[2:], {"ref_uncond_idxs": [2, 3]}, [U, U]),
     "the wanted rows alone, found": ("c u", 2, layer(4)[:2], {}, [C, C]),
     "some rows in another order, found": ("c u", 2, layer(4)[[3, 0]], {}, [U, C]),
-    "told wrongly, found": ("c u", 2, layer(4)[:2], {"ref_uncond_idxs": [2, 3]}, [C, C]),
+    "named wrongly, found": ("c u", 2, layer(4)[:2], {"ref_uncond_idxs": [2, 3]}, [C, C]),
 }
 
 
@@ -106,12 +106,14 @@ REFUSED: dict[str, tuple[str, Tensor, bool]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_never_a_guess(name: str) -> None:
-    """Refused with a sentence, but where all rows read the same, for then nothing need be told apart."""
+    """Refused with a sentence, but where all rows read the same, for then no distinction is needed."""
     sides, x, same = REFUSED[name]
     places, whos = SIDES[sides]
     batch = Batch(rows_of_call(len(places), len(places), 1), places)
     batch.at(layer(len(places), same=same), GRID, whos)
-    with pytest.raises(ValueError, match=rf"expected the {len(places)} rows .* asks about {len(x)} without telling"):
+    with pytest.raises(
+        ValueError, match=rf"expected the {len(places)} rows .* calls it with {len(x)} and does not say"
+    ):
         batch.at(x, GRID, whos)
     assert len(batch.at(x, GRID, [C] * len(places))) == len(x)
 

@@ -154,7 +154,7 @@ def features_key(
         (
             *map(_Same, (subject.latent, subject.mask, subject.caption)),
             subject.noise_seed,
-            subject.picture.shape,  # SDXL is told it
+            subject.picture.shape,  # SDXL reads it
         ),
         weakref.ref(patcher.model),
         _weights(patcher),
@@ -173,7 +173,7 @@ def features_key(
 def _weights(patcher: ModelPatcher) -> Hashable:
     """What stands for the weights and LoRAs, apart from hooks.
 
-    That is the host's patches_uuid, but where there are weight hooks, as the host then draws it anew in each run.
+    That is the host's patches_uuid, but where there are weight hooks, which the host then draws again in each run.
     """
     if not patcher.hook_patches:
         return patcher.patches_uuid

@@ -42,8 +42,8 @@ class Regions:
         """Where each row of a call [R, C, h, w] lies.
 
         areas: of each conditioning. pictures: the step's whole pictures, in which what other packs cut out is found.
-        asked: how many of them the host asked about; another number is a window, whose pictures are found likewise.
-        Raises ValueError where that cannot be told.
+        asked: how many of them the host asked about; another number is a window, whose pictures are found in the
+        same way. Raises ValueError where a row is not found.
         """
         found, all_asked = [], pictures is None or len(pictures) == asked
         for tile, row in zip(x, rows):
@@ -56,8 +56,8 @@ class Regions:
             if spot is None:
                 raise ValueError(
                     "Apply Self-Subject Attention: expected whole pictures, or parts cut out of them, to lay the "
-                    "region on, but another node changes them before the model; unlink the region, or take that node "
-                    "out."
+                    "region on, but another node changes them before the model; unlink the region, or "
+                    "remove that node."
                 )
             found.append(spot)
         return found

@@ -51,7 +51,7 @@ from .regions import Area, Regions
 _OF_UNET = inspect.signature(UNetModel._forward)
 NEVER_READ = (
     "DreamTuner: the subject was never looked at in this run. Another node computes the picture past ComfyUI's own "
-    "U-Net (DeepCache does, for one); take it out to see the subject."
+    "U-Net (DeepCache does, for one); remove it to see the subject."
 )
 
 
@@ -82,7 +82,7 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
     finally:
         guider.model_options = options
         announce([a.subject.keeper for a in subjects if a.subject.keeper is not None])
-    run.tell_silence()
+    run.warn_if_unread()
     return made
 
 
@@ -129,7 +129,7 @@ class Run:
         others = {key: added for key, added in wrappers[WrappersMP.APPLY_MODEL].items() if key != KEY}
         wrappers[WrappersMP.APPLY_MODEL] = {KEY: wrappers[WrappersMP.APPLY_MODEL][KEY], **others}
 
-    def tell_silence(self) -> None:
+    def warn_if_unread(self) -> None:
         """Warn, in the log and on the running node, when what ought to have been read never was."""
         silent = "subject" in self.due and not self.seen
         silent |= "encoder" in self.due and not any(e.was_read for e in self.encoders)
@@ -251,9 +251,9 @@ class Run:
         if found is None:
             if i not in self.conditions:
                 self.conditions[i] = text_conditions(patcher, subject, device)
-            told = self.conditions[i]
+            conditions = self.conditions[i]
             with alone(patcher):
-                found = reference_features(patcher.model, subject, told, self.layers, level, timestep, encoders)
+                found = reference_features(patcher.model, subject, conditions, self.layers, level, timestep, encoders)
             if subject.keeper is not None:
                 subject.keeper.keep(key, found, self.reserve)
         self.newest = {k: kept for k, kept in self.newest.items() if k[1].timestep == key.timestep} | {(i, key): found}
