@@ -1,7 +1,8 @@
-"""The proving ground: likeness and text of pictures of held-out subjects, one row a way of making them.
+"""The proving ground: what is kept of individuals that no training showed, and what is obeyed of the text.
 
-Every row draws the same subjects, scenes and seeds with the mini base, through the host. Writes figures (JSON) and one
-HTML page with sheets. A stopped run goes on where it was: each row's result is kept under .lab/measure.
+Every row is a way of making pictures, and draws the same individuals, texts and seeds with the mini base, through the
+host. Writes figures (JSON) and one HTML page with sheets. A stopped run goes on where it was: the figures of each
+individual of each row are kept under .lab/measure.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lab.demo import CHECKPOINT
 from lab.host import HOME, say
+
+if TYPE_CHECKING:
+    from lab.measure.bench import Bench, Result
+
+QUICK = 4  # individuals
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,10 +51,8 @@ def one_thread() -> None:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m lab measure", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the few rows that tell most, on fewer subjects")
-    parser.add_argument("--subjects", type=int, help="held-out drawings of known concepts (10; with --quick 6)")
-    parser.add_argument("--hard", type=int, help="drawings of concepts that no training showed (10; with --quick none)")
-    parser.add_argument("--scenes", nargs="+", help="what the text asks for (grass, a night sky, snow)")
+    parser.add_argument("--quick", action="store_true", help="the few rows that tell most, on fewer individuals")
+    parser.add_argument("--individuals", type=int, help="how many (56; with --quick 4)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
     parser.add_argument("--rows", nargs="*", help="only rows of these names, or with these in their name")
@@ -56,18 +61,17 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="a CLIP model for transformers: CLIP-T and CLIP-I")
     parser.add_argument("--dino", type=Path, metavar="FOLDER", help="a DINO model for transformers: DINO-I")
     parser.add_argument("--out", type=Path, default=HOME / "measure", help="folder of measure.json and measure.html")
-    parser.add_argument("--sheet", type=Path, help="also write a small sheet of the main rows")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write measure.json there")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="also write what docs/measure shows")
     return parser.parse_args(argv)
 
 
 def _measure(options: argparse.Namespace, command: str) -> None:
     from lab.measure.bench import Bench, Settings, run_rows
     from lab.measure.local_models import LocalModels
-    from lab.measure.report import docs_sheet, figures, page
-    from lab.measure.rows import FULL, PLAIN
+    from lab.measure.report import figures, page
     from lab.measure.studio import Sampling
-    from lab.measure.subjects import HARD, USUAL
-    from lab.measure.table import HARD_ROWS, NO_MASK, chosen, guided
+    from lab.measure.table import chosen
     from lab.measure.verdicts import ABSENT, verdicts
     from lab.mini.checkpoint import write_whole
 
@@ -76,25 +80,32 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         for row in rows:
             print(row.name, *(f"  {e.measure} {e.relation} than in {e.than}" for e in row.expects), sep="\n")
         return
-    default = Settings()
-    usual = options.subjects if options.subjects is not None else 6 if options.quick else default.usual
-    hard = options.hard if options.hard is not None else 0 if options.quick else default.hard
-    settings = Settings(
-        usual, hard, tuple(options.scenes or default.scenes), options.seed, Sampling(steps=options.steps)
-    )
+    many = options.individuals or (QUICK if options.quick else Settings().individuals)
     others = LocalModels(options.clip, options.dino) if options.clip or options.dino else None
+    settings = Settings(many, options.seed, Sampling(steps=options.steps))
     bench = Bench(options.weights, settings, others)
-    asked = [(row, USUAL) for row in rows if usual]
-    asked += [(row, HARD) for row in rows if hard and row.name in HARD_ROWS]
-    results = run_rows(bench, asked)
-    for case in (USUAL, HARD):
-        for verdict in verdicts({r.row.name: r for r in results if r.case == case}):
-            if verdict.said != ABSENT:
-                say(f"{case}: {verdict}")
+    results = run_rows(bench, rows)
+    for verdict in verdicts({result.row.name: result for result in results}):
+        if verdict.said != ABSENT:
+            say(str(verdict))
     found = figures(bench, results, command)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out / "measure.json", lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
-    write_whole(options.out / "measure.html", lambda part: part.write_text(page(bench, results, found)))
-    if options.sheet:
-        docs_sheet(bench, results, options.sheet, [PLAIN, "reference-only", NO_MASK, FULL, guided(1.5, 0.5)])
+    told = options.json or options.out / "measure.json"
+    for folder in (options.out, told.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_whole(told, lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
+    write_whole(options.out / "measure.html", lambda part: part.write_text(page(results, found)))
+    if options.docs:
+        _docs(options.docs, bench, results, found)
     print((options.out / "measure.html").resolve())
+
+
+def _docs(folder: Path, bench: Bench, results: Sequence[Result], found: dict[str, Any]) -> None:
+    """The figures, the table for the README, the reader's confusion and the sheet."""
+    from lab.measure.report import markdown, sheet
+    from lab.measure.table import SHOWN
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "measure.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "reader.json").write_text(json.dumps(bench.taught.confusion) + "\n")
+    (folder / "table.md").write_text(markdown(found))
+    sheet(bench, results, SHOWN).save(folder / "sheet.webp", quality=80)

@@ -1,13 +1,13 @@
-"""Draws the rows and judges them; each row's result is kept, so that a stopped run goes on where it was."""
+"""Draws the rows and judges them; each individual of each row is kept, so that a stopped run goes on where it was."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +16,47 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lab.demo import ENCODER
 from lab.host import ROOT, say
-from lab.measure.eye import KEPT, SCENE_NAMES, Eye, Sight, as_floats
-from lab.measure.layout import Layout
-from lab.measure.likeness import MEASURES, Likeness
+from lab.measure import scores
+from lab.measure.cast import ASKS, Case, cases, strangers
 from lab.measure.local_models import LocalModels
+from lab.measure.outside import OutsideJudge, Scale
 from lab.measure.peers import start_latent
-from lab.measure.rows import Row
-from lab.measure.statistics import frechet_distance, principal_axes
-from lab.measure.studio import (
-    REFERENCE_SCENE,
-    Reference,
-    Sampling,
-    Studio,
-)
-from lab.measure.subjects import HARD, USUAL, WORDS, Look, placed, subjects, training_looks
+from lab.measure.rows import OTHER, Row
+from lab.measure.scores import Scores
+from lab.measure.studio import KEPT, Reference, Sampling, Studio
+from lab.measure.teach import Taught, kept_reader
 from lab.mini.checkpoint import write_whole
-from lab.mini.compose import caption_of
 
-VERSION = 2  # of the kept results: raise it when a figure's meaning changes
-TRUE_SEED, FRECHET_AXES = 700, 16
-SECONDS_A_PICTURE = 1.0  # on one quiet core, about; only for the first guess
+VERSION = 1  # of the kept results: raise it when a figure's meaning changes
+OWN, STRANGERS = 50, 6  # seed of an individual's true pictures and number of others', for the outside judge
 
 Cell = dict[str, Any]
+"""The figures of one individual in one row: means over its pictures."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a table is made of. usual, hard: how many subjects of each case."""
+    """What a table is made of. individuals: how many; a larger table holds the smaller one."""
 
-    usual: int = 10
-    hard: int = 10
-    scenes: tuple[str, ...] = ("grass", "a night sky", "snow")
+    individuals: int = 56
     seed: int = 1
     sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row of one case.
-
-    cells: figures of each picture. frechet: None of a single one. sheet: the pictures, a column a subject.
-    """
+    """One row. cells: one for each individual. seconds: for all of them. sheet: strips of pictures, one for each."""
 
     row: Row
-    case: str
     cells: list[Cell]
-    frechet: float | None
     seconds: float
-    sheet: Path
+    sheet: list[Path]
 
 
 class Bench:
-    """The base in the host, the eye, and the subjects of one table."""
+    """The base in the host, the readers, and the individuals of one table."""
 
     def __init__(
         self,
@@ -76,144 +64,145 @@ class Bench:
         settings: Settings,
         others: LocalModels | None = None,
         folder: Path = KEPT,
-        eye: Eye | None = None,
+        taught: Taught | None = None,
     ) -> None:
         self.settings, self.others, self.folder = settings, others, folder
-        self.layout = Layout(settings.sampling.side)
         self.studio = Studio(checkpoint, settings.sampling)
-        self.eye = eye or Eye(settings.sampling.side, folder, leaves=self.studio.leaves)
-        self.looks = {USUAL: subjects(USUAL, settings.usual), HARD: subjects(HARD, settings.hard)}
-        self._likeness: dict[str, Likeness] = {}
-        self._references: dict[Look, Reference] = {}
-        truths = [self.eye.views(look, scene, [900]).pooled for look in training_looks() for scene in settings.scenes]
-        self.truth = torch.cat(truths).numpy()
-        self.axes = principal_axes(self.truth, FRECHET_AXES)
+        leaves = self.studio.left_by_autoencoder
+        self.taught = taught or kept_reader(folder, self.studio.autoencoder, leaves)
+        self.outside = OutsideJudge()
+        self.cases = cases(settings.individuals, settings.seed)
+        self._references: dict[Case, Reference] = {}
+        self._scales: dict[Case, tuple[Scale, float]] = {}
+        self._others: dict[str, Tensor] = {}
 
-    def likeness(self, case: str) -> Likeness:
-        if case not in self._likeness:
-            cells = [(look, scene) for look in self.looks[case] for scene in self.settings.scenes]
-            self._likeness[case] = Likeness(self.eye, cells)
-        return self._likeness[case]
-
-    def reference(self, look: Look) -> Reference:
-        if look not in self._references:
-            self._references[look] = self.studio.reference(look)
-        return self._references[look]
+    def reference(self, case: Case) -> Reference:
+        if case not in self._references:
+            self._references[case] = self.studio.reference(case)
+        return self._references[case]
 
     # --- rows ----------------------------------------------------------------------------------------------------
 
-    def key(self, row: Row, case: str) -> str:
-        """Everything that a row's figures depend on: host, weights, code, settings."""
+    def key(self, row: Row) -> str:
+        """Everything that a row's figures depend on, but for the individual: host, weights, code, settings."""
         import comfyui_version
 
+        others = self.others.key if self.others else ""
         return _digest(
-            VERSION, comfyui_version.__version__, _code(), self.studio.weights, self.eye.key,
-            asdict(self.settings.sampling), self.settings.scenes,
-            self.settings.seed, case, [str(look) for look in self.looks[case]], row.make, row.denoise, row.true,
-            self.others.key if self.others else "",
+            VERSION, comfyui_version.__version__, _code(), self.studio.weights, _file(ENCODER), self.taught.key,
+            asdict(self.settings.sampling), self.settings.seed, row.make, row.denoise, row.true, others,
         )  # fmt: skip
 
-    def kept(self, row: Row, case: str) -> Result | None:
-        """The row as an earlier run left it, or None."""
-        path = self.folder / "rows" / f"{self.key(row, case)}.json"
-        sheet = path.with_suffix(".webp")
-        if not path.exists() or not sheet.exists():
-            return None
-        found = json.loads(path.read_text())
-        return Result(row, case, found["cells"], found["frechet"], found["seconds"], sheet)
+    def members(self, row: Row) -> list[Case]:
+        return self.cases[: row.most]
 
-    def run(self, row: Row, case: str) -> Result:
-        """Draw and judge one row, and keep it."""
-        begun, cells, seen, columns = time.monotonic(), [], [], []
-        for number, look in enumerate(self.looks[case]):
-            pictures = self.draw(row, look, number)
-            sights = self.eye.see(pictures)
-            named = self.eye.named(sights)
-            seen.append(sights.pooled)
-            columns.append(pictures.flatten(0, 1))
-            for i, scene in enumerate(self.settings.scenes):
-                cells.append(self.judge(sights[i], look, scene, case, named[0][i], named[1][i]))
-            if len(pictures) > 1:
-                for cell, variety in zip(cells[-len(pictures) :], self.layout.variety(sights.subject, look)):
-                    cell["variety"] = variety
-        self.forget()
-        distance = frechet_distance(torch.cat(seen).numpy(), self.truth, self.axes) if len(cells) > 1 else None
-        path = self.folder / "rows" / f"{self.key(row, case)}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet = path.with_suffix(".webp")
-        Image.fromarray((torch.cat(columns, 1) * 255).round().byte().numpy()).save(sheet, quality=88)
-        result = Result(row, case, cells, distance, time.monotonic() - begun, sheet)
-        kept = {"name": row.name, "cells": cells, "frechet": distance, "seconds": result.seconds}
-        write_whole(path, lambda part: part.write_text(json.dumps(kept)))
-        return result
+    def path(self, row: Row, case: Case) -> Path:
+        return self.folder / "rows" / self.key(row) / f"{case.number}.json"
 
-    def draw(self, row: Row, look: Look, number: int) -> Tensor:
-        """[scenes, side, side, 3] in 0..1: that row's pictures of one subject, in one sampling run."""
-        scenes, side = self.settings.scenes, self.settings.sampling.side
+    def missing(self, row: Row) -> list[Case]:
+        """The individuals of which no earlier run left that row."""
+        return [case for case in self.members(row) if not self.path(row, case).exists()]
+
+    def run(self, row: Row) -> Result:
+        """Draw, judge and keep what is missing of a row; and read the whole of it."""
+        for case in self.missing(row):
+            begun, path = time.monotonic(), self.path(row, case)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pictures = self.draw(row, case)
+            cell = self.judge(case, pictures)
+            self.reference(case).forget()
+            strip = (torch.cat(list(pictures), 1) * 255).round().byte().numpy()
+            Image.fromarray(strip).save(path.with_suffix(".webp"), quality=90)
+            cell["seconds"] = time.monotonic() - begun
+            told = {"row": row.name, "individual": str(case)} | cell
+            write_whole(path, lambda part: part.write_text(json.dumps(told)))
+        paths = [self.path(row, case) for case in self.members(row)]
+        cells = [json.loads(path.read_text()) for path in paths]
+        return Result(row, cells, sum(c["seconds"] for c in cells), [path.with_suffix(".webp") for path in paths])
+
+    def draw(self, row: Row, case: Case) -> Tensor:
+        """[ASKS, side, side, 3] in 0..1: that row's pictures of one individual, in one sampling run."""
+        side = self.settings.sampling.side
         if row.true:
-            true = [placed(look, scene, side, TRUE_SEED).pixels for scene in scenes]
-            return self.studio.left_by_autoencoder(as_floats(np.stack(true)))
-        reference = self.reference(look)
+            true = [case.true(ask, side, seed, row.true == OTHER).pixels for seed, ask in enumerate(case.asks)]
+            return self.studio.left_by_autoencoder(scores.batch(true))
+        reference = self.reference(case)
         start = start_latent(reference) if row.denoise < 1 else None
-        captions = [caption_of([look.word], scene) for scene in scenes]
+        captions = [ask.caption(case.kind) for ask in case.asks]
         model, clip, prompts = row.make(self.studio.model, self.studio.clip, reference, captions)
-        seeds = [1000 * self.settings.seed + 20 * number + i for i in range(len(scenes))]
+        seeds = [1000 * self.settings.seed + 10 * case.number + i for i in range(ASKS)]
         return self.studio.draw(model, clip, prompts, seeds, start, row.denoise)
-
-    def forget(self) -> None:
-        """Free most of the features that the subjects' banks kept."""
-        for reference in self._references.values():
-            reference.forget()
 
     # --- figures -------------------------------------------------------------------------------------------------
 
-    def judge(self, sight: Sight, look: Look, scene: str, case: str, concept: str, around: str) -> Cell:
-        """All figures of one picture that was asked for as that subject on that scene."""
-        cell: Cell = {"subject": str(look), "group": f"{look.concept}/{look.drawing}", "scene asked": scene}
-        cell |= self.likeness(case).score(sight, look, scene)
-        cell["scene"] = float(around == scene)
-        if look.concept in WORDS:  # the judge knows no other
-            cell["concept"] = float(concept == look.concept)
-            cell["prompt"] = (cell["concept"] + cell["scene"]) / 2
-        else:
-            cell["prompt"] = cell["scene"]
-        cell["bleed"] = float(sight.scenes[0, SCENE_NAMES.index(REFERENCE_SCENE)])
-        cell["leak"] = self.layout.leak(sight.subject[0], look)
-        if self.others is not None:
-            cell |= self.others.score(as_floats(sight.pixels[0]), self.reference(look).picture[0], look.word, scene)
-        return cell
+    def judge(self, case: Case, pictures: Tensor) -> Cell:
+        """All figures of one individual's pictures, one for each of its asks."""
+        reading = self.taught.reader.read(pictures, [case.kind] * len(pictures))
+        seen = self.outside.features(pictures, reading.subject)
+        scale, crisp = self._scale(case)
+        crispness = scores.crispness(pictures, reading.subject) / crisp
+        found: list[Scores] = []
+        for i, (ask, answers) in enumerate(zip(case.asks, reading.answers, strict=True)):
+            one = scores.text(case, ask, answers)
+            if ask.number == 1:
+                one |= scores.kept(case, ask, answers, self.taught.confusion)
+                one |= scores.surroundings(case, reading, i)
+                one |= {"sharpness": float(crispness[i]), "outside": scale.score(seen[i])}
+            if self.others is not None:
+                picture = self.reference(case).picture[0]
+                one |= self.others.score(pictures[i], picture, ask.caption(case.kind))
+            found.append(one)
+        return scores.mean(found)
+
+    def _scale(self, case: Case) -> tuple[Scale, float]:
+        """The outside judge's scale for that individual, and how crisp true pictures of it are."""
+        if case not in self._scales:
+            side = self.settings.sampling.side
+            own, crisp = self._true(case.kind, [case.true(a, side, OWN).pixels for a in case.asks if a.number == 1])
+            if case.kind not in self._others:
+                others = strangers(case.kind, side, STRANGERS)
+                self._others[case.kind] = self._true(case.kind, [p.pixels for p in others])[0]
+            self._scales[case] = Scale(own, self._others[case.kind]), crisp
+        return self._scales[case]
+
+    def _true(self, kind: str, pictures: Sequence[np.ndarray]) -> tuple[Tensor, float]:
+        left = self.studio.left_by_autoencoder(scores.batch(pictures))
+        subject = self.taught.reader.read(left, [kind] * len(left)).subject
+        return self.outside.features(left, subject), float(scores.crispness(left, subject).mean())
+
+
+def run_rows(bench: Bench, rows: Sequence[Row]) -> list[Result]:
+    """Every row, what is kept as it is; tells how long the rest will take."""
+    results: list[Result] = []
+    pace, todo = 0.0, {row.name: len(bench.missing(row)) for row in rows}
+    say(f"{len(rows)} rows, {sum(not n for n in todo.values())} of them kept from before")
+    for row in rows:
+        number, begun = todo.pop(row.name), time.monotonic()
+        if number:
+            left = f", about {(number + sum(todo.values())) * pace / 60:.0f} min" if pace else ""
+            say(f"{row.name}: {number} individuals to draw; {sum(map(bool, todo.values()))} rows after it{left}")
+        results.append(bench.run(row))
+        pace = (time.monotonic() - begun) / number if number else pace
+        say("  " + line(results[-1]))
+    return results
 
 
 def measures(results: Sequence[Result]) -> list[str]:
     """Names of the figures that the cells have, in the order of the table."""
-    first = [*MEASURES, "concept", "scene", "prompt", "bleed", "leak", "variety"]
-    found = {name for result in results for cell in result.cells for name in cell}
-    rest = sorted(found - {*first, "subject", "group", "scene asked"})
-    return [name for name in (*first, *rest) if name in found]
+    first = [scores.ALL, *scores.PARTS, "text", "kind", "scene", "count", "pose", "colour", "recolour"]
+    first += ["bleed", "leak", "size", "sharpness", "outside"]
+    found = {name for result in results for cell in result.cells for name in cell} - {"row", "individual", "seconds"}
+    return [name for name in (*first, *sorted(found - {*first})) if name in found]
 
 
-def run_rows(bench: Bench, rows: Sequence[tuple[Row, str]]) -> list[Result]:
-    """Every row, kept ones as they are; tells how long the rest will take."""
-    results: list[Result] = []
-    todo = [pair for pair in rows if bench.kept(*pair) is None]
-    pace = SECONDS_A_PICTURE
-    say(f"{len(rows)} rows, {len(rows) - len(todo)} of them kept from before")
-    for row, case in rows:
-        result = bench.kept(row, case)
-        if result is None:
-            left = sum(len(bench.looks[c]) for _, c in todo) * len(bench.settings.scenes) * pace
-            say(f"{row.name} ({case}); {len(todo)} rows to draw, about {math.ceil(left / 60)} min")
-            result = bench.run(row, case)
-            pace = result.seconds / len(result.cells)
-            todo.remove((row, case))
-        results.append(result)
-        say("  " + line(result))
-    return results
+def values(result: Result, measure: str) -> dict[str, float]:
+    """That figure by individual, of those that have it."""
+    return {cell["individual"]: cell[measure] for cell in result.cells if measure in cell}
 
 
 def line(result: Result) -> str:
-    names = ("identity", "colour", "detail", "concept", "scene", "bleed", "leak")
-    means = [f"{n} {np.mean([c[n] for c in result.cells]):.2f}" for n in names if n in result.cells[0]]
+    names = (scores.ALL, *scores.PARTS, "text", "bleed", "size", "outside")
+    means = [f"{name} {np.mean(list(found.values())):.2f}" for name in names if (found := values(result, name))]
     return f"{result.row.name}: {', '.join(means)}"
 
 
@@ -221,9 +210,15 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
+@cache
+def _file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
+
+
+@cache
 def _code() -> str:
     """The pack's own files, and the lab's that draw and judge: figures of other code are other figures."""
-    told = {"__init__", "judge", "report", "statistics", "table", "verdicts"}  # of what is drawn, they only tell
+    told = {"__init__", "report", "statistics", "table", "verdicts", "bench"}  # of what is drawn, they only tell
     files = sorted((ROOT / "dreamtuner_core").rglob("*.py"))
     files += sorted(path for path in (ROOT / "lab" / "measure").glob("*.py") if path.stem not in told)
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]

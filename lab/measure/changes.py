@@ -51,7 +51,7 @@ def turned(x: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def cropped(x: Tensor) -> Tensor:
+def cut(x: Tensor) -> Tensor:
     """Without the right part of the subject."""
     columns = torch.nonzero(x[0, 3].amax(0) > 0.5).flatten()
     left, right = int(columns[0]), int(columns[-1]) + 1
@@ -63,5 +63,5 @@ CHANGES: dict[str, Change] = {
     "small": _together(small),
     "blurred": _together(blurred),
     "turned": _together(turned),
-    "cropped": _together(cropped),
+    "cut": _together(cut),
 }

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lab.measure.studio import enter_host
-from lab.mini.compose import caption_of
 
 
 class LocalModels:
@@ -29,11 +28,11 @@ class LocalModels:
         self._kept: dict[Any, Tensor] = {}
 
     @torch.inference_mode()
-    def score(self, picture: Tensor, reference: Tensor, word: str, scene: str) -> dict[str, float]:
+    def score(self, picture: Tensor, reference: Tensor, text: str) -> dict[str, float]:
         """Cosines of a picture [H, W, 3] in 0..1 with its text, and with the reference's picture."""
         found = {}
         if self.clip is not None:
-            seen, told = self._clip_image(picture), self._clip_text(caption_of([word], scene))
+            seen, told = self._clip_image(picture), self._clip_text(text)
             found["CLIP-T"] = float((seen * told).sum())
             found["CLIP-I"] = float((seen * self._of("clip", reference, self._clip_image)).sum())
         if self.dino is not None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lab.measure.cast import WHITE
 from lab.measure.rows import Made, Prompts
-from lab.measure.studio import BLANK, Reference
-from lab.mini.compose import caption_of
+from lab.measure.studio import Reference
+from lab.world import caption_of
 
 
 def reading_only(model: Any, core: Any, blocks: Sequence[str]) -> Any:
@@ -42,37 +43,40 @@ def reading_only(model: Any, core: Any, blocks: Sequence[str]) -> Any:
 class ReferenceOnly:
     """Reference-only as others do it: a second pass whose self-attention inputs are appended; no mask, no log weight.
 
-    The noised reference goes through the U-Net with each picture's own prompt; the inputs of its self-attentions, all
-    of them, are appended to the picture's own for keys and values, for wanted and unwanted rows alike. The noise is
-    drawn anew at each step, from a generator of the run's own.
+    The noised reference goes through the U-Net with each row's own text; the inputs of all its self-attentions are
+    appended to the picture's own for keys and values, for wanted and unwanted rows alike. That is the host's own
+    experiment (ComfyUI_experiments, reference_only.py). Advanced-ControlNet (adv_control/control_reference.py) draws
+    the reference's noise anew at each step, and its style fidelity s mixes in a share s of the unwanted rows' output
+    that has read no reference. cut_out: give it our own cut-out on white, and not the bare picture.
     """
 
+    cut_out: bool = False
+    fidelity: float = 0.0
+    anew: bool = False
+
     def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
-        latent = start_latent(reference)
+        latent = reference.subject().latent if self.cut_out else start_latent(reference)
         kept: dict[Any, Tensor] = {}
         state = {"writing": False}
         noises = torch.Generator().manual_seed(0)
+        fixed = torch.randn(latent.shape, generator=noises)
 
         def read_or_write(n: Tensor, context: Tensor, value: Tensor, options: Any) -> tuple[Tensor, Tensor, Tensor]:
             layer = (options["block"], options["block_index"])
             if state["writing"]:
                 kept[layer] = n
                 return n, context, value
-            both = torch.cat([n, kept[layer].repeat(len(n) // len(kept[layer]), 1, 1)], dim=1)
+            both = torch.cat([n, kept[layer]], dim=1)
             return n, both, both
 
         def two_passes(apply_model: Any, call: dict[str, Any]) -> Tensor:
             x, sigma, told = call["input"], call["timestep"], call["c"]
+            noise = torch.randn(latent.shape, generator=noises) if self.anew else fixed
             clean = model.model.process_latent_in(latent)
-            noise = torch.randn(clean.shape, generator=noises)
             noisy = model.model.model_sampling.noise_scaling(sigma[:1], noise, clean)
-            sides = call["cond_or_uncond"]
-            pictures = len(x) // len(sides)
-            wanted = slice(sides.index(0) * pictures, (sides.index(0) + 1) * pictures)
-            prompted = {k: v[wanted] if isinstance(v, Tensor) else v for k, v in told.items()}
             state["writing"] = True
             try:
-                apply_model(noisy.expand(pictures, -1, -1, -1), sigma[wanted], **prompted)
+                apply_model(noisy.expand(len(x), -1, -1, -1), sigma, **told)
             finally:
                 state["writing"] = False
             return apply_model(x, sigma, **told)
@@ -80,7 +84,26 @@ class ReferenceOnly:
         patched = model.clone()
         patched.set_model_attn1_patch(read_or_write)
         patched.set_model_unet_function_wrapper(two_passes)
+        if self.fidelity:
+            for layer in reference.studio.core.host.unet.self_attentions(patched):
+                patched.set_model_attn1_replace(_with_fidelity(self.fidelity), *layer)
         return patched, clip, prompts
+
+
+def _with_fidelity(fidelity: float) -> Any:
+    """A replacement of one self-attention whose unwanted rows read the reference less."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, options: Any) -> Tensor:
+        own, heads, sides = q.shape[1], options["n_heads"], options["cond_or_uncond"]
+        read = optimized_attention(q, k, v, heads)
+        for side, rows in zip(sides, torch.arange(len(q)).chunk(len(sides))):
+            if side == 1 and k.shape[1] > own:
+                alone = optimized_attention(q[rows], k[rows, :own], v[rows, :own], heads)
+                read[rows] = fidelity * alone + (1 - fidelity) * read[rows]
+        return read
+
+    return attention
 
 
 @dataclass(frozen=True)
@@ -96,9 +119,9 @@ class TrainedLora:
         import comfy.utils
         from comfy_extras import nodes_train
 
-        studio, word = reference.studio, reference.look.word
+        studio, word = reference.studio, reference.case.kind
         seeds = range(9000, 9000 + self.class_pictures)
-        texts = [caption_of([word], BLANK), *[caption_of([word], "grass")] * self.class_pictures]
+        texts = [caption_of(word, WHITE), *[caption_of(word, "grass")] * self.class_pictures]
         drawn = studio.draw(model, clip, texts[1:], list(seeds))
         pictures = torch.cat([reference.subject().picture, drawn])
         latents = [{"samples": latent[None].clone()} for latent in studio.vae.encode(pictures)]

@@ -1,8 +1,8 @@
 """The rows of the table: how each makes its pictures, and what it is expected to show.
 
 A row is one function, `make(model, clip, reference, prompts) -> (model, clip, prompts)`, that gets the plain model
-and a subject's reference and gives what is to be sampled with. Whatever changes a model for a subject plugs in so:
-the subject encoder, a tuning. Make it a frozen dataclass with a `__call__`: its repr is what kept results are known by.
+and a subject's reference and gives what is to be sampled with. Whatever changes a model for a subject plugs in so.
+Make it a frozen dataclass with a `__call__`: its repr is what kept results are known by.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab.demo import ENCODER
 from lab.measure.studio import Reference
 
 Prompts = Sequence[str]
-"""One for each picture: a subject's scenes share one sampling run."""
+"""One for each picture: what is asked of a subject shares one sampling run."""
 Made = tuple[Any, Any, Prompts]
 Make = Callable[[Any, Any, Reference, Prompts], Made]
 
 MORE, LESS, NO_LESS, NO_MORE = "more", "less", "no less", "no more"
-PLAIN, FULL = "plain text", "w_ref 3"
+PLAIN, TRUE, CHANCE, ATTENTION, ALL, TUNED = (
+    "plain text", "true pictures", "chance", "S-S-A", "S-S-A + encoder + guidance", "tuned",
+)  # fmt: skip
 BLOCKS = ("input", "middle", "output")
+SAME, OTHER = "same", "other"  # who is in a row of true pictures
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Row:
     """One way to make pictures.
 
     denoise: below 1, sampling starts from the reference's own picture. true: no model draws; true pictures of the
-    subject go through the autoencoder. slow: only when asked for by name.
+    same individual, or of another of its kind, go through the autoencoder. most: of individuals, for what is slow.
     """
 
     name: str
@@ -47,8 +51,8 @@ class Row:
     make: Make
     expects: tuple[Expect, ...] = ()
     denoise: float = 1.0
-    true: bool = False
-    slow: bool = False
+    true: str = ""
+    most: int = 1000
     quick: bool = False
 
 
@@ -61,17 +65,33 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Guided:
+    """Reference guidance: w_r, p_r, dt, dt'."""
+
+    scale: float = 1.5
+    probability: float = 0.2
+    dt: float = 0.0
+    dt_uncond: float = 0.0
+
+
+@dataclass(frozen=True)
 class WithSubject:
-    """Self-subject attention, and reference guidance (w_r, p_r, dt, dt') where it is given."""
+    """The pack's own chapters: self-subject attention, reference guidance, and the subject encoder at `encoder`.
+
+    weight: w_ref; 0 leaves self-subject attention out. negative: the unwanted side's share of it.
+    """
 
     weight: float = 3.0
+    negative: float = 1.0
+    guidance: Guided | None = None
+    encoder: float = 0.0
     masked: bool = True
     start: float = 0.0
     end: float = 1.0
     caption: str = "concise"
     change: str | None = None
     blocks: tuple[str, ...] = BLOCKS
-    guidance: tuple[float, float, float, float] | None = None
+    file: Path = field(default=ENCODER, repr=False)
 
     def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
         core = reference.studio.core
@@ -79,26 +99,13 @@ class WithSubject:
             from lab.measure.peers import reading_only
 
             model = reading_only(model, core, self.blocks)
-        subject = reference.subject(self.masked, self.caption, self.change)
-        model = core.host.apply.apply_subject(model, subject, self.weight, self.start, self.end)
+        if self.encoder:
+            model = core.host.apply.apply_encoder(model, reference.encoded(self.file), self.encoder)
+        if self.weight:
+            subject, span = reference.subject(self.masked, self.caption, self.change), (self.start, self.end)
+            model = core.host.apply.apply_subject(model, subject, self.weight, *span, negative_weight=self.negative)
         if self.guidance is not None:
-            model = core.host.apply.apply_guidance(model, core.guidance.Guidance(*self.guidance))
+            g = self.guidance
+            guidance = core.guidance.Guidance(g.scale, g.probability, g.dt, g.dt_uncond)
+            model = core.host.apply.apply_guidance(model, guidance)
         return model, clip, prompts
-
-
-@dataclass(frozen=True)
-class WithEncoder:
-    """A subject encoder of the mini base at strength beta; then self-subject attention at w_ref, where that is not 0.
-
-    digest: of the encoder's file, so that kept results are those of this very encoder.
-    """
-
-    path: Path = field(repr=False)
-    digest: str
-    strength: float = 0.2
-    weight: float = 0.0
-
-    def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
-        apply, subject = reference.studio.core.host.apply, reference.encoded(self.path)
-        model = apply.apply_encoder(model, subject, self.strength, 0.0, 1.0)
-        return (apply.apply_subject(model, subject, self.weight) if self.weight else model), clip, prompts

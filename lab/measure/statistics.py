@@ -1,6 +1,6 @@
 """Means with their intervals, and what a difference between two rows amounts to.
 
-Pictures of one drawing are no independent samples: what counts is how the drawings' means scatter, by Student's t, for
+Pictures of one individual are no independent samples: what counts is how the individuals' means scatter, by Student's t, for
 a bootstrap over so few of them would be far too sure.
 """
 
@@ -29,9 +29,9 @@ class Interval:
 
 
 def interval(values: Sequence[float], groups: Sequence[Hashable]) -> Interval:
-    """The mean over groups (drawings), and where it may lie if others of the kind had been drawn.
+    """The mean over groups (individuals), and where it may lie if others of the kind had been drawn.
 
-    groups: to which drawing each value belongs. NaN with one group alone, which says nothing about others.
+    groups: to which individual each value belongs. NaN with one group alone, which says nothing about others.
     """
     means = np.array([np.mean([v for v, g in zip(values, groups) if g == name]) for name in dict.fromkeys(groups)])
     mean, count = float(means.mean()), len(means)
@@ -48,27 +48,3 @@ def share(successes: int, count: int) -> Interval:
     return Interval(
         p, max(0.0, (centre - spread) / (1 + z * z / count)), min(1.0, (centre + spread) / (1 + z * z / count))
     )
-
-
-def frechet_distance(a: np.ndarray, b: np.ndarray, axes: np.ndarray) -> float:
-    """Frechet distance of two normal distributions fitted to features [N, D], on the given axes [D, K].
-
-    The formula is FID's (Heusel et al., arXiv 1706.08500, Eq. 6), the features are not Inception's. It shrinks as N
-    grows, so only rows of equal N compare.
-    """
-    a, b = a @ axes, b @ axes
-    root = _root(np.cov(a.T))
-    both = np.linalg.eigvalsh(root @ np.cov(b.T) @ root).clip(min=0)  # of the same trace as the root of the product
-    spread = np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * np.sqrt(both).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + spread)
-
-
-def _root(matrix: np.ndarray) -> np.ndarray:
-    """The root of a symmetric matrix that has no eigenvalue below zero."""
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-
-
-def principal_axes(x: np.ndarray, count: int) -> np.ndarray:
-    """[D, count] directions in which the features [N, D] spread most."""
-    return np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:count].T

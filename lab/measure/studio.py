@@ -10,21 +10,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lab.host import HOME
 from lab.inside import import_host, import_pack
+from lab.measure.cast import REFERENCE_SCENE, WHITE, Case
 from lab.measure.changes import CHANGES
-from lab.measure.eye import KEPT, Change, as_floats
-from lab.measure.subjects import Look, placed
-from lab.mini.compose import caption_of, one
+from lab.world import caption_of
 
-REFERENCE_SCENE = "a brick wall"  # behind every reference: what may bleed
-REFERENCE_SIDE, REFERENCE_SEED, REFERENCE_SIZES = 2, 7, (0.45, 0.7)  # side in pictures; size of the subject in it
+KEPT = HOME / "measure"
 MOST_READ = (True, "concise", None)  # masked, caption, change
 TUNING = KEPT / "tuning"  # what the rows of subject tuning write
 EMBEDDINGS = TUNING / "embeddings"
-BLANK = "white"  # what a cut-out subject stands on
 
 
 def enter_host() -> None:
@@ -48,10 +47,10 @@ class Sampling:
 class Reference:
     """One subject's picture, before any pack has seen it.
 
-    picture: [1, H, W, 3] in 0..1, the drawing on REFERENCE_SCENE. mask: [1, H, W], 1 on the subject.
+    picture: [1, H, W, 3] in 0..1, the subject on REFERENCE_SCENE. mask: [1, H, W], 1 on the subject.
     """
 
-    look: Look
+    case: Case
     picture: Tensor
     mask: Tensor
     studio: Studio
@@ -62,7 +61,7 @@ class Reference:
         key = (masked, caption, change)
         if key not in self._encoded:
             picture, mask = (self.picture, self.mask) if change is None else CHANGES[change](self.picture, self.mask)
-            text = self.caption(caption, BLANK if masked else REFERENCE_SCENE)
+            text = self.caption(caption, WHITE if masked else REFERENCE_SCENE)
             told = None if text is None else self.studio.text([text])
             encode = self.studio.pack.dreamtuner_core.host.subject.encode.encode_subject
             side = self.studio.sampling.side
@@ -76,8 +75,13 @@ class Reference:
         return replace(subject, encoding=encoding)
 
     def caption(self, kind: str, scene: str) -> str | None:
-        """`detailed` names the scene too, `concise` the subject alone, `none` is the empty text."""
-        texts = {"detailed": caption_of([self.look.word], scene), "concise": one(self.look.word), "empty": ""}
+        """`concise` names kind and scene, `detailed` the colour and the pose too; `empty` is "", `none` no caption."""
+        view, individual = self.case.reference.subjects[0].view, self.case.individual
+        texts = {
+            "concise": caption_of(self.case.kind, scene),
+            "detailed": caption_of(self.case.kind, scene, individual.colour, view.pose),
+            "empty": "",
+        }
         return texts.get(kind)
 
     def forget(self) -> None:
@@ -102,11 +106,11 @@ class Studio:
         )
 
     @property
-    def leaves(self) -> tuple[str, Change]:
-        """For the Eye: the name of this base's autoencoder, and what that leaves of pictures."""
+    def autoencoder(self) -> str:
+        """A digest of the autoencoder's weights."""
         weights = self.vae.first_stage_model.state_dict()
         digest = hashlib.sha256(b"".join(x.detach().cpu().contiguous().numpy().tobytes() for x in weights.values()))
-        return digest.hexdigest()[:16], self.left_by_autoencoder
+        return digest.hexdigest()[:16]
 
     @property
     def core(self) -> Any:
@@ -122,9 +126,9 @@ class Studio:
             self._encoders[path] = rooms.load_encoder(path.name)
         return self._encoders[path]
 
-    def reference(self, look: Look) -> Reference:
-        shown = placed(look, REFERENCE_SCENE, REFERENCE_SIDE * self.sampling.side, REFERENCE_SEED, REFERENCE_SIZES)
-        return Reference(look, as_floats(shown.pixels)[None], as_floats(shown.mask)[None], self)
+    def reference(self, case: Case) -> Reference:
+        shown = case.reference
+        return Reference(case, as_floats(shown.pixels)[None], as_floats(shown.mask)[None], self)
 
     def left_by_autoencoder(self, pictures: Tensor) -> Tensor:
         """[B, H, W, 3] in 0..1, encoded and decoded."""
@@ -172,3 +176,8 @@ class Studio:
             seed=seeds[0],
         )
         return self.vae.decode(drawn).clamp(0, 1)
+
+
+def as_floats(pixels: np.ndarray) -> Tensor:
+    """uint8 -> 0..1."""
+    return torch.from_numpy(pixels.copy()).float() / 255

@@ -1,201 +1,172 @@
-"""The table: which rows there are, and what is stated of them beforehand."""
+"""The table: which rows there are, the ones that tell most first, and what is stated of them beforehand."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
-from lab.demo import ENCODER
 from lab.host import HOME
 from lab.measure.changes import CHANGES
 from lab.measure.peers import ReferenceOnly, TrainedLora
-from lab.measure.rows import FULL, LESS, MORE, NO_LESS, NO_MORE, PLAIN, Expect, Plain, Row, WithEncoder, WithSubject
+from lab.measure.rows import (
+    ALL,
+    ATTENTION,
+    CHANCE,
+    LESS,
+    MORE,
+    NO_LESS,
+    NO_MORE,
+    OTHER,
+    PLAIN,
+    SAME,
+    TRUE,
+    TUNED,
+    Expect,
+    Guided,
+    Plain,
+    Row,
+    WithSubject,
+)  # fmt: skip
 from lab.measure.tuned import Tuned
 
-TRUE = "true pictures, through the autoencoder"
-NO_MASK = "w_ref 3, no mask"
-FORGIVEN = 0.02  # loss of prompt score that the method may cost, by the issue
-DRIFTED = 0.1  # likeness that "a <class>" may gain by a tuning on one of its kind
-
-WEIGHTS = (0.0, 1.0, 2.5, 3.0, 5.0, 10.0)
-TUNING_STEPS = (100, 200, 400, 800)
+WEIGHT, NEGATIVE = 3.0, 0.5
+"""The defaults of Apply Self-Subject Attention; chosen by this table."""
+GUIDANCE = Guided(1.5, 0.2)
+BETA = 0.2
+FORGIVEN, FORGIVEN_TUNED = 0.02, 0.05  # of the text, by the issue
+SWEEP, SHARES = (1.0, 2.0, 3.0), (0.0, 0.25, 0.5, 1.0)
+SHIFTS = ((0, 100), (0, 300), (0, 1000), (50, 0), (100, 0), (50, 300))  # dt, dt'
 STRENGTHS = (0.1, 0.2, 0.5)
-WITHOUT_LAYOUT = HOME / "mini" / "cpu" / "encoder_without_layout" / "subject_encoder.safetensors"
+SHOWN = (TRUE, PLAIN, "reference-only, bare", "ACN, fidelity 1, cut-out", ATTENTION, ALL, TUNED)  # in the sheet
+FEW, SLOW = 24, 6  # individuals, in rows that matter less and in slow ones
+WITHOUT_LAYOUT = HOME / "mini" / "encoder_without_layout" / "subject_encoder.safetensors"
 """For the ablation alone, and its row is there where it is: `python3 -m lab mini encoder --without-layout`."""
-SCALES = ((1.0, 0.9), (1.5, 0.9), (2.0, 0.9), (3.0, 0.9), (1.5, 0.5), (3.0, 0.5), (1.5, 0.2), (3.0, 0.2))
-SHIFTS = (
-    (0.5, 20, 0),
-    (0.5, 50, 0),
-    (0.5, 0, 20),
-    (0.5, 0, 50),
-    (0.5, 50, 50),
-    (0.5, 100, 100),
-    (0.0, 100, 0),
-    (0.0, 100, 100),
-)
-"""p_r, dt and dt'."""
 
 
-HARD_ROWS = (TRUE, PLAIN, FULL, "w_r 1.5, p_r 0.5")
+def ours(**settings: object) -> WithSubject:
+    """Self-subject attention at the defaults, but for what is given."""
+    return WithSubject(**({"weight": WEIGHT, "negative": NEGATIVE} | settings))  # type: ignore[arg-type]
 
 
 def table() -> list[Row]:
-    """Every row, peers first."""
+    """Every row."""
+    return [*_main(), *_peers(), *_sweep(), *_guidance(), *_encoder(), *_tuning(), *_where(), *_references()]
+
+
+def _main() -> list[Row]:
+    group = "Chapter by chapter"
+    more = (Expect("kept", MORE), Expect("text", NO_LESS, margin=FORGIVEN))
+    whole = ours(encoder=BETA, guidance=GUIDANCE)
     return [
-        *_peers(),
-        *_weights(),
-        *_encoder(),
-        *_tuning(),
-        *_guidance(),
-        *_when_and_where(),
-        *_captions(),
-        *_robustness(),
+        Row(TRUE, group, Plain(), true=SAME, quick=True),
+        Row(CHANCE, group, Plain(), true=OTHER, quick=True),
+        Row(PLAIN, group, Plain(), quick=True),
+        Row(ATTENTION, group, ours(), more, quick=True),
+        Row(ALL, group, whole, (*more, Expect("kept", MORE, ATTENTION)), quick=True),
+        Row("S-S-A + guidance", group, ours(guidance=GUIDANCE), (Expect("kept", MORE, ATTENTION),)),
+        Row("S-S-A + encoder", group, ours(encoder=BETA), (Expect("kept", MORE, ATTENTION),)),
+        Row("S-S-A, no mask", group, ours(masked=False), (Expect("bleed", MORE, ATTENTION),), quick=True),
     ]
 
 
 def _peers() -> list[Row]:
-    return [
-        Row(TRUE, "Peers", Plain(), true=True, quick=True),
-        Row(PLAIN, "Peers", Plain(), quick=True),
-        Row("image-to-image 0.6", "Peers", Plain(), (Expect("leak", MORE), Expect("bleed", MORE)), denoise=0.6),
-        Row("image-to-image 0.8", "Peers", Plain(), (Expect("leak", MORE), Expect("bleed", MORE)), denoise=0.8),
-        Row("reference-only", "Peers", ReferenceOnly(), (Expect("bleed", MORE, FULL),), quick=True),
-        Row("LoRA, 60 steps", "Peers", TrainedLora(), (Expect("identity", MORE),), slow=True),
-    ]
+    """Each with the bare reference, and with our own cut-out on white."""
+    group, behind = "Peers", (Expect("kept", LESS, ATTENTION), Expect("text", NO_MORE, ATTENTION, FORGIVEN))
+    rows = []
+    for name, cut_out in (("bare", False), ("cut-out", True)):
+        peers = {"reference-only": ReferenceOnly(cut_out)}
+        peers |= {f"ACN, fidelity {f:g}": ReferenceOnly(cut_out, f, anew=True) for f in (0.5, 1.0)}
+        rows += [Row(f"{peer}, {name}", group, make, behind, quick=not cut_out) for peer, make in peers.items()]
+    leaks = (Expect("leak", MORE), Expect("bleed", MORE))
+    rows += [Row(f"image-to-image {d:g}", group, Plain(), leaks, denoise=d, most=FEW) for d in (0.6, 0.8)]
+    return [*rows, Row("DreamBooth LoRA, 60 steps", group, TrainedLora(), most=SLOW)]
 
 
-def _weights() -> list[Row]:
-    """More w_ref, more likeness until quality falls (4.4); no mask, the background bleeds (4.4)."""
-    stated = {
-        0.0: (),
-        1.0: (Expect("colour", MORE),),
-        2.5: (Expect("colour", MORE, "w_ref 1"),),
-        3.0: (
-            *(Expect(measure, MORE) for measure in ("identity", "patches", "colour", "detail")),
-            Expect("prompt", NO_LESS, margin=FORGIVEN),
-            Expect("bleed", NO_MORE, margin=FORGIVEN),
-        ),
-        5.0: (Expect("colour", MORE, "w_ref 2.5"),),
-        10.0: (Expect("colour", MORE, "w_ref 2.5"), Expect("prompt", LESS, FULL)),
-    }
-    rows = [
-        Row(f"w_ref {w:g}", "Weight and mask", WithSubject(w), stated[w], quick=w in (1.0, 3.0, 10.0)) for w in WEIGHTS
-    ]
-    unmasked = (Expect("bleed", MORE, FULL), Expect("leak", MORE, FULL))
-    return [*rows, Row(NO_MASK, "Weight and mask", WithSubject(masked=False), unmasked, quick=True)]
-
-
-def _encoder() -> list[Row]:
-    """More beta, more likeness, up to 0.5; with self-subject attention above either alone (4.4)."""
-    group, at = "Subject encoder", partial(_with_encoder, ENCODER)
-    rows, before = [], PLAIN
-    for strength in STRENGTHS:
-        name = f"beta {strength:g}"
-        stated = (Expect("colour", MORE, before), Expect("prompt", NO_LESS, margin=FORGIVEN))
-        rows.append(Row(name, group, at(strength), stated))
-        before = name
-    both = tuple(Expect(measure, MORE, FULL) for measure in ("identity", "colour"))
-    rows.append(Row("beta 0.2, w_ref 3", group, at(0.2, 3.0), both))
-    rows.append(Row("beta 1", group, at(1.0)))  # as it was trained
-    if WITHOUT_LAYOUT.exists():
-        leaks = (Expect("leak", MORE, "beta 1"),)
-        rows.append(Row("beta 1, trained without ControlNet", group, _with_encoder(WITHOUT_LAYOUT, 1.0), leaks))
+def _sweep() -> list[Row]:
+    """w_ref by the unwanted side's share of it."""
+    group, rows = "Weight by negative weight", []
+    for weight in SWEEP:
+        for share in SHARES:
+            more = (Expect("kept", MORE, sweep(weight, 1.0)),) if share < 1 else (Expect("kept", MORE),)
+            rows.append(Row(sweep(weight, share), group, WithSubject(weight, share), more, most=FEW))
+    rows.append(Row(sweep(10, 1.0), group, WithSubject(10), (Expect("text", LESS, sweep(3.0, 1.0)),), most=FEW))
     return rows
 
 
-def _with_encoder(path: Path, strength: float, weight: float = 0.0) -> WithEncoder:
-    return WithEncoder(path, _digest(path), strength, weight)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
-
-
-def _tuning() -> list[Row]:
-    """More steps, more likeness (appendix C), quicker than plain DreamBooth; the class stays what it was.
-
-    Minutes a subject: only when asked.
-    """
-    group, few, usual = "Subject tuning", TUNING_STEPS[0], TUNING_STEPS[2]
-    rows, before = [], tuple(Expect(measure, MORE) for measure in ("identity", "colour"))
-    for steps in TUNING_STEPS:
-        name = f"tuned, {steps} steps"
-        rows.append(Row(name, group, Tuned(steps), before, slow=True))
-        before = (Expect("identity", MORE, name), Expect("prompt", NO_LESS, margin=FORGIVEN))
-    seen = Tuned(few, encoder=ENCODER, digest=_digest(ENCODER))
-    rows.append(Row(f"tuned, {few} steps, with the encoder", group, seen, slow=True))
-    rows.append(Row(f"tuned, {usual} steps, rate 0.001", group, Tuned(usual, rate=1e-3), slow=True))
-    both = (Expect("identity", MORE, f"tuned, {usual} steps"), Expect("identity", MORE, FULL))
-    rows.append(Row(f"tuned, {usual} steps, w_ref 3", group, Tuned(usual, 3.0), both, slow=True))
-    for steps in (few, usual):
-        slower = tuple(Expect(m, NO_MORE, f"tuned, {steps} steps", FORGIVEN) for m in ("identity", "prompt", "variety"))
-        rows.append(Row(f"DreamBooth, {steps} steps", group, Tuned(steps, regular_from="class"), slower, slow=True))
-    kept = (
-        *(Expect(measure, NO_LESS, margin=FORGIVEN) for measure in ("concept", "scene")),
-        Expect("colour", NO_MORE, margin=DRIFTED),
-    )
-    rows.append(Row(f"half and half, {usual} steps", group, Tuned(usual, regular_from="both"), slow=True))
-    for name, source in (("tuned", "subject"), ("DreamBooth", "class"), ("half and half", "both")):
-        make = Tuned(usual, regular_from=source, named=False)
-        rows.append(Row(f"its class, {name} {usual} steps", group, make, kept, slow=True))
-    return rows
-
-
-def guided(scale: float, probability: float, dt: float = 0, dt_uncond: float = 0) -> str:
-    return f"w_r {scale:g}, p_r {probability:g}" + (f", dt {dt:g}, dt' {dt_uncond:g}" if dt or dt_uncond else "")
+def sweep(weight: float, share: float) -> str:
+    return f"w_ref {weight:g}, negative {share:g}"
 
 
 def _guidance() -> list[Row]:
-    """A stronger pull, more likeness and less of the text."""
-    rows = []
-    for scale, probability in SCALES:
-        stated = (Expect("colour", MORE, FULL), Expect("prompt", LESS, FULL)) if probability > 0.5 else ()
-        name, make = guided(scale, probability), WithSubject(guidance=(scale, probability, 0, 0))
-        rows.append(Row(name, "Reference guidance, on w_ref 3", make, stated, quick=(scale, probability) == (1.5, 0.5)))
-    for probability, dt, dt_uncond in SHIFTS:
-        make = WithSubject(guidance=(1.5, probability, dt, dt_uncond))
-        rows.append(Row(guided(1.5, probability, dt, dt_uncond), "Reference guidance, on w_ref 3", make))
+    """On S-S-A at its defaults, but for shifts: those on both sides reading alike, and on the defaults."""
+    group = "Guidance"
+    rows = [
+        Row(f"guidance {w:g}, p_r {p:g}", group, ours(guidance=Guided(w, p)), most=FEW)
+        for w, p in ((1.5, 0.2), (1.5, 0.5), (1.5, 0.9), (3.0, 0.2))
+    ]
+    for dt, dt_uncond in SHIFTS:
+        shifted = Guided(1.5, 0.0, dt, dt_uncond)
+        name = f"dt {dt:g}, dt' {dt_uncond:g}"
+        rows.append(Row(f"{name}, negative 1", group, ours(negative=1.0, guidance=shifted), most=FEW))
+        if not dt_uncond:
+            rows.append(Row(name, group, ours(guidance=shifted), most=FEW))
     return rows
 
 
-def _when_and_where() -> list[Row]:
-    """Reading in a part of the steps or blocks carries less than in all."""
-    group = "When and where, on w_ref 3"
-    less = (Expect("colour", LESS, FULL),)
-    spans = [(0.0, 0.5), (0.5, 1.0), (0.0, 0.8), (0.2, 1.0)]
-    rows = [Row(f"from {a:g} to {b:g}", group, WithSubject(start=a, end=b), less) for a, b in spans]
-    blocks = [("input",), ("middle",), ("output",), ("middle", "output")]
-    return rows + [Row(f"{' and '.join(names)} blocks", group, WithSubject(blocks=names), less) for names in blocks]
+def _encoder() -> list[Row]:
+    """More beta, more likeness, up to 0.5 (4.4); trained without ControlNet it leaks the layout."""
+    group, before, rows = "Subject encoder", PLAIN, []
+    for strength in STRENGTHS:
+        name = f"beta {strength:g}"
+        rows.append(Row(name, group, WithSubject(0, encoder=strength), (Expect("kept", MORE, before),), most=FEW))
+        before = name
+    rows.append(Row("beta 1", group, WithSubject(0, encoder=1.0), most=FEW))  # as it was trained
+    if WITHOUT_LAYOUT.exists():
+        make = WithSubject(0, encoder=1.0, file=WITHOUT_LAYOUT)
+        rows.append(Row("beta 1, trained without ControlNet", group, make, (Expect("leak", MORE, "beta 1"),), most=FEW))
+    return rows
 
 
-def _captions() -> list[Row]:
-    group = "Caption of the reference, on w_ref 3 (there: concise)"
-    return [
-        Row("detailed caption", group, WithSubject(caption="detailed")),
-        Row("empty caption", group, WithSubject(caption="empty"), (Expect("identity", LESS, FULL),)),
-        Row("no caption", group, WithSubject(caption="none"), (Expect("identity", LESS, FULL),)),
+def _tuning() -> list[Row]:
+    """More steps, more likeness (appendix C), quicker than plain DreamBooth."""
+    group = "Subject tuning"
+    cost = Expect("text", NO_LESS, margin=FORGIVEN_TUNED)
+    rows = [
+        Row(TUNED, group, Tuned(300, WEIGHT, NEGATIVE), (Expect("kept", MORE, ATTENTION), cost), most=SLOW),
+        Row("tuned, 100 steps, no S-S-A", group, Tuned(100), (Expect("kept", MORE),), most=SLOW),
+        Row("tuned, 300 steps, no S-S-A", group, Tuned(300), (Expect("kept", MORE), cost), most=SLOW),
+    ]
+    for steps in (100, 300):
+        slower = (Expect("kept", NO_MORE, f"tuned, {steps} steps, no S-S-A", FORGIVEN),)
+        rows.append(Row(f"DreamBooth, {steps} steps", group, Tuned(steps, regular_from="class"), slower, most=SLOW))
+    return rows
+
+
+def _where() -> list[Row]:
+    """Reading in a part of the steps or blocks; captions of the reference."""
+    group, less = "When and where", (Expect("kept", LESS, ATTENTION),)
+    rows = [Row(f"{' and '.join(b)} blocks", group, ours(blocks=b), most=FEW) for b in (("output",), ("input",))]
+    spans = ((0.0, 0.5), (0.5, 1.0), (0.0, 0.8), (0.2, 1.0))
+    rows += [Row(f"from {a:g} to {b:g}", group, ours(start=a, end=b), less, most=FEW) for a, b in spans]
+    captions = ("detailed", "empty", "none")
+    return rows + [
+        Row(f"{name} caption", "Caption of the reference", ours(caption=name), most=FEW) for name in captions
     ]
 
 
-def _robustness() -> list[Row]:
+def _references() -> list[Row]:
     """A reference that is a little worse costs no more than a little."""
-    stated = (Expect("identity", NO_LESS, FULL, margin=0.1),)
-    return [
-        Row(f"reference {name}", "Another reference picture, on w_ref 3", WithSubject(change=name), stated)
-        for name in CHANGES
-    ]
+    group, stated = "Another reference picture", (Expect("kept", NO_LESS, ATTENTION, margin=0.1),)
+    return [Row(f"reference {name}", group, ours(change=name), stated, most=FEW) for name in CHANGES]
 
 
 def chosen(names: Sequence[str] | None, quick: bool) -> list[Row]:
-    """The rows named, or whose name holds one of `names`; without names the quick ones, or all but the slow ones.
+    """The rows named, or whose name holds one of `names`; without names all, or the quick ones.
 
     Raises ValueError for a name that no row holds.
     """
     rows = table()
     if not names:
-        return [row for row in rows if (row.quick if quick else not row.slow)]
+        return [row for row in rows if row.quick or not quick]
     for name in names:
         if not any(name in row.name for row in rows):
             raise ValueError(f"no row's name holds {name!r}; there are: {'; '.join(row.name for row in rows)}.")

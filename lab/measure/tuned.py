@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +26,7 @@ class Tuned:
 
     steps: int = 200
     weight: float = 0.0
+    negative: float = 1.0
     regular_pictures: int = 16
     regular_from: str = "subject"
     named: bool = True
@@ -35,7 +37,7 @@ class Tuned:
     def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
         import comfy.utils
 
-        studio, look = reference.studio, reference.look
+        studio, case = reference.studio, reference.case
         redirect_folders()
         config = studio.core.tuning.config.TuningConfig(
             steps=self.steps,
@@ -44,14 +46,20 @@ class Tuned:
             regular_from=self.regular_from,
         )
         kind = f"{self.rate:g}_{self.regular_from}_{self.regular_pictures}{self.digest}"
-        name = f"{look.word}_{look.drawing}_{kind}_{studio.weights}"
+        name = f"{case.kind}_{case.seed}_{case.number}_{kind}_{studio.weights}"
         subject = reference.encoded(self.encoder) if self.encoder else reference.subject()
         with mock.patch.object(comfy.utils, "PROGRESS_BAR_ENABLED", False):
-            tuned = studio.core.host.tuning.job.tune_subject(model, clip, studio.vae, subject, look.word, name, config)
-        said = [prompt.replace(look.word, tuned.subject.phrase, 1) for prompt in prompts] if self.named else prompts
+            tuned = studio.core.host.tuning.job.tune_subject(model, clip, studio.vae, subject, case.kind, name, config)
+        said = [with_word(prompt, case.kind, tuned.subject.phrase) for prompt in prompts] if self.named else prompts
         if not self.weight:
             return tuned.model, tuned.clip, said
-        return studio.core.host.apply.apply_subject(tuned.model, subject, self.weight), tuned.clip, said
+        apply = studio.core.host.apply.apply_subject
+        return apply(tuned.model, subject, self.weight, negative_weight=self.negative), tuned.clip, said
+
+
+def with_word(prompt: str, word: str, phrase: str) -> str:
+    """The prompt with the tuned phrase for its class word, also where that is "two robots"."""
+    return re.sub(rf"\b{word}(s?)\b", lambda found: word + found[1] + phrase.removeprefix(word), prompt, count=1)
 
 
 @cache

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lab.measure.bench import Cell, Result
-from lab.measure.rows import FULL, LESS, MORE, NO_LESS, PLAIN, Expect
+from lab.measure.bench import Result, values
+from lab.measure.rows import LESS, MORE, NO_LESS, Expect
 from lab.measure.statistics import Interval, interval
 
 HOLDS, FAILS, NOISE, ABSENT = "holds", "does not hold", "within the noise", "not run"
@@ -15,7 +14,7 @@ HOLDS, FAILS, NOISE, ABSENT = "holds", "does not hold", "within the noise", "not
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one statement. difference: of the two rows' figure, picture by picture; None where not run."""
+    """What became of one statement. difference: of the two rows' figure, individual by individual; None where not run."""
 
     row: str
     stated: Expect
@@ -29,15 +28,17 @@ class Verdict:
         return f"{self.row}: {stated}: {self.said}{figures}"
 
 
-def difference(a: Sequence[Cell], b: Sequence[Cell], measure: str) -> Interval:
-    """a - b, over the same subjects, scenes and seeds."""
-    return interval([x[measure] - y[measure] for x, y in zip(a, b)], [x["group"] for x in a])
+def difference(a: Result, b: Result, measure: str) -> Interval:
+    """a - b, paired: over the individuals that both rows have."""
+    x, y = values(a, measure), values(b, measure)
+    both = [name for name in x if name in y]
+    return interval([x[name] - y[name] for name in both], both)
 
 
 def judged(stated: Expect, found: Interval) -> str:
     """A statement holds where the whole interval agrees with it, and fails where none of it does.
 
-    Where all drawings say the very same, nothing tells what others would say: that is within the noise.
+    Where all individuals say the very same, nothing tells what others would say: that is within the noise.
     """
     if found.low == found.high:
         return NOISE
@@ -51,7 +52,7 @@ def judged(stated: Expect, found: Interval) -> str:
 
 
 def verdicts(results: Mapping[str, Result]) -> list[Verdict]:
-    """All statements of the rows in `results` (by name, of one case)."""
+    """All statements of the rows in `results`, by name."""
     found = []
     for name, result in results.items():
         for stated in result.row.expects:
@@ -59,33 +60,6 @@ def verdicts(results: Mapping[str, Result]) -> list[Verdict]:
             if other is None:
                 found.append(Verdict(name, stated, None, ABSENT))
                 continue
-            gap = difference(result.cells, other.cells, stated.measure)
+            gap = difference(result, other, stated.measure)
             found.append(Verdict(name, stated, gap, judged(stated, gap)))
     return found
-
-
-@dataclass(frozen=True)
-class Lift:
-    """How much of the way from plain text to the same drawing placed anew a row goes, and what it costs in prompt.
-
-    reachable: what the same true pictures read once they have been through the base's own autoencoder; no picture of
-    this base can be expected above that. NaN where that row was not run.
-    """
-
-    measure: str
-    plain: float
-    row: float
-    share: float
-    reachable: float
-    prompt: Interval
-
-
-def lift(results: Mapping[str, Result], name: str = FULL, measure: str = "identity") -> Lift | None:
-    """The issue's own demand: at least half of the gap in identity, at most 2 % of prompt score lost."""
-    if not {name, PLAIN} <= set(results):
-        return None
-    row, plain = results[name].cells, results[PLAIN].cells
-    low, reached = (sum(c[measure] for c in cells) / len(cells) for cells in (plain, row))
-    true = next((r.cells for r in results.values() if r.row.true), [])
-    reachable = sum(c[measure] for c in true) / len(true) if true else math.nan
-    return Lift(measure, low, reached, (reached - low) / (1 - low), reachable, difference(row, plain, "prompt"))
