@@ -152,7 +152,7 @@ class TrainedLora:
 
 
 def start_latent(reference: Reference) -> Tensor:
-    """The reference's whole picture at the size that is drawn: [1, 4, h, w]."""
+    """The reference's whole picture at the size that is drawn: [1, C, h, w]."""
     side = reference.studio.sampling.side
     picture = F.interpolate(reference.picture.movedim(-1, 1), [side] * 2, mode="area").movedim(1, -1)
     return reference.studio.vae.encode(picture)

@@ -1,7 +1,7 @@
 """The reader of attributes: a small network that says which individual it sees in a picture, part by part.
 
-Each question (an attribute of a kind, its pose, or the picture's kind, scene and count) has a query that looks about the
-picture's features for its answer; questions with the same answers, such as all colours, share their classifier. One
+Each question (an attribute of a kind, its pose, or the picture's kind, scene and count) has a query that looks about
+the picture's features for its answer; questions with the same answers, such as all colours, share their classifier. One
 more head says of each spot whether it is the subject or one of the scenes.
 """
 

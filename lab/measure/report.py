@@ -105,7 +105,7 @@ def page(results: Sequence[Result], found: Mapping[str, Any]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><title>DreamTuner: measure</title>",
         f"<style>{STYLE}</style>", "<h1>DreamTuner: the proving ground</h1>", f"<p>{HOW_TO_READ}</p>",
         f"<p>{len(found['individuals'])} individuals. Weights {found['weights']}, seed {found['seed']}. The reader is "
-        f"right in {reader['attributes']:.1%} of the attributes of true pictures (letters {reader['letters'] or 0:.1%})."
+        f"right in {reader['attributes']:.1%} of the attributes of true pictures."
         f"</p><h2>To repeat it</h2><pre>{html.escape(found['command'])}</pre>",
     ]  # fmt: skip
     for group in dict.fromkeys(row["group"] for row in found["rows"]):

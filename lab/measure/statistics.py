@@ -1,7 +1,7 @@
 """Means with their intervals, and what a difference between two rows amounts to.
 
-Pictures of one individual are no independent samples: what counts is how the individuals' means scatter, by Student's t, for
-a bootstrap over so few of them would be far too sure.
+Pictures of one individual are no independent samples: what counts is how the individuals' means scatter, by Student's
+t, for a bootstrap over so few of them would be far too sure.
 """
 
 from __future__ import annotations

@@ -152,13 +152,14 @@ class Studio:
     ) -> Tensor:
         """[B, side, side, 3] in 0..1, a picture for each prompt, each with the noise of its own seed.
 
-        start: [1, 4, h, w] that is noised and denoised, or None to begin from nothing. The guidance's draws are those
+        start: [1, C, h, w] that is noised and denoised, or None to begin from nothing. The guidance's draws are those
         of the first seed, as in any batch.
         """
         import comfy.sample
 
         s = self.sampling
-        empty = torch.zeros(1, 4, s.side // 8, s.side // 8)
+        channels = self.model.model.latent_format.latent_channels
+        empty = torch.zeros(1, channels, s.side // 8, s.side // 8)
         noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
         latent = (empty if start is None else start).repeat(len(prompts), 1, 1, 1)
         drawn = comfy.sample.sample(

@@ -52,8 +52,8 @@ NOISE, GAIN = 0.04, 0.1
 class Lessons:
     """Pictures with the answers to their questions.
 
-    pictures: [N, 3, 128, 128] uint8. kinds: N words. labels: [N, M], UNASKED where there is no answer. spots: [N, 32, 32]
-    uint8, numbers of SPOTS.
+    pictures: [N, 3, 128, 128] uint8. kinds: N words. labels: [N, M], UNASKED where there is no answer. spots:
+    [N, 32, 32] uint8, numbers of SPOTS.
     """
 
     pictures: Tensor
@@ -143,7 +143,7 @@ def taught(lessons: Lessons, steps: int = STEPS, seed: int = 0) -> Reader:
         loss.backward()
         optimiser.step()
         schedule.step()
-        if step % 100 == 99:
+        if step % 25 == 24:
             say(f"  step {step + 1} of {steps}, loss {loss.item():.3f}, {time.monotonic() - begun:.0f} s")
     return reader.eval()
 
@@ -228,7 +228,7 @@ def kept_reader(
     steps: int = STEPS,
     tests: int = TEST_PICTURES,
 ) -> Taught:
-    """The reader for that autoencoder (its digest, and what it leaves of pictures), taught where it is not there yet."""
+    """The reader for that autoencoder (its digest, and what it leaves of pictures); taught where it is not there."""
     key = _key(autoencoder, pictures, steps, tests)
     path = folder / f"reader-{key}.safetensors"
     told = path.with_suffix(".json")

@@ -14,7 +14,7 @@ HOLDS, FAILS, NOISE, ABSENT = "holds", "does not hold", "within the noise", "not
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one statement. difference: of the two rows' figure, individual by individual; None where not run."""
+    """What became of one statement. difference: of the two rows' figure, by individual; None where not run."""
 
     row: str
     stated: Expect

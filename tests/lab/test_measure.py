@@ -1,36 +1,38 @@
-"""The measures on true pictures, where the answer is known; the statistics; and one tiny table from end to end."""
+"""The reader and the scores where the answer is known, the statistics, and one tiny table from end to end."""
 
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lab import measure
 from lab.demo import CHECKPOINT
-from lab.measure import eye as eye_module
-from lab.measure.bench import Bench, Settings, run_rows
+from lab.measure import outside, scores, teach
+from lab.measure.bench import Bench, Settings, run_rows, values
+from lab.measure.cast import ASKED_SCENES, REFERENCE_SCENE, WHITE, Ask, Case, cases, strangers
 from lab.measure.changes import CHANGES
-from lab.measure.eye import SCENE_NAMES, Eye, as_floats, linear_reader
-from lab.measure.layout import Layout, small
-from lab.measure.likeness import MEASURES, Likeness
 from lab.measure.local_models import LocalModels
-from lab.measure.report import figures, page
-from lab.measure.rows import FULL, LESS, MORE, NO_LESS, NO_MORE, PLAIN, Expect, WithSubject
-from lab.measure.statistics import Interval, frechet_distance, interval, share
-from lab.measure.studio import REFERENCE_SCENE, REFERENCE_SEED, REFERENCE_SIDE, REFERENCE_SIZES, Sampling
-from lab.measure.subjects import HARD, USUAL, WORDS, Look, held_out_looks, placed, subjects, unknown_looks
-from lab.measure.table import chosen, table
+from lab.measure.outside import OutsideJudge, Scale
+from lab.measure.peers import _with_fidelity
+from lab.measure.reader import GRID, SPOTS, UNASKED, Reading, asked_of, questions
+from lab.measure.report import figures, markdown, page, sheet
+from lab.measure.rows import ATTENTION, LESS, MORE, NO_LESS, NO_MORE, PLAIN, Expect, Plain, Row, WithSubject
+from lab.measure.statistics import Interval, interval, share
+from lab.measure.studio import Sampling
+from lab.measure.table import chosen, sweep, table
+from lab.measure.teach import Confusion, Lessons, Taught, augmented, composed, confusion, frequency, right, title
+from lab.measure.tuned import with_word
 from lab.measure.verdicts import FAILS, HOLDS, NOISE, judged
-from lab.mini.artwork import DRAWINGS, KINDS, load_artwork, load_held_out
-from lab.mini.config import UNSEEN_CONCEPTS
+from lab.world import KINDS, SCENES, compose, is_held_out
 
-SIDE, SCENE = 128, "grass"
-BUTTERFLY, OTHER_BUTTERFLY = Look("butterfly", "fluent-3d"), Look("butterfly", "noto")
-CAR, CAT = Look("automobile", "noto-v1"), Look("cat face", "noto")
+SIDE = 128
+ROBOT = Case(list(KINDS).index("robot"), seed=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,97 +44,253 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def unchanged(pictures: Tensor) -> Tensor:
+    return pictures
+
+
 @pytest.fixture(scope="module")
-def eye(tmp_path_factory: pytest.TempPathFactory) -> Eye:
-    """An eye whose readers have seen few pictures: enough to tell a subject from a scene."""
-    return Eye(SIDE, tmp_path_factory.mktemp("eye"), pictures=160)
+def lessons() -> Lessons:
+    with torch.inference_mode(False):
+        return composed(256, 1, held_out=False, leaves=unchanged)
 
 
-# --- measures ------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def taught(lessons: Lessons) -> Taught:
+    """A reader that has seen few pictures for a few steps: it tells scenes apart, and little else."""
+    with torch.inference_mode(False), torch.enable_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teach, "BATCH", 32)
+        reader = teach.taught(lessons, steps=40)
+    return Taught(reader, confusion(reader, composed(64, 2, held_out=True, leaves=unchanged)), "a test's")
 
 
-def test_same_drawing_above_other_drawing_above_other_concept(eye: Eye) -> None:
-    likeness = Likeness(eye, [(BUTTERFLY, SCENE)])
-    same, kin, stranger = (
-        likeness.score(eye.view(look, SCENE, 4321), BUTTERFLY, SCENE) for look in (BUTTERFLY, OTHER_BUTTERFLY, CAR)
+# --- the reader ----------------------------------------------------------------------------------------------------
+
+
+def test_every_attribute_is_asked_of_its_kind_alone() -> None:
+    for kind in KINDS.values():
+        asked = [questions()[number] for number in asked_of(kind.word)]
+        names = [question.name for question in asked]
+        assert names[:3] == ["kind", "scene", "count"]
+        assert set(names[3:]) == {a.name for a in kind.attributes} | ({"pose"} if kind.poses else set())
+        assert all(question.kind in ("", kind.word) for question in asked)
+
+
+def test_lessons_answer_what_they_show(lessons: Lessons) -> None:
+    rng = np.random.default_rng(1)
+    picture = compose(rng, SIDE, count=2 if rng.random() < teach.PAIRS else 1)
+    individual, asked = picture.subjects[0].individual, asked_of(lessons.kinds[0])
+    told = {questions()[q].name: questions()[q].answers[a] for q, a in zip(asked, lessons.labels[0]) if a != UNASKED}
+    assert told["kind"] == individual.kind
+    assert told["scene"] == picture.scene
+    if len(picture.subjects) == 1:
+        assert {name: told[name] for name in told if name in {a.name for a in KINDS[individual.kind].attributes}} == {
+            a.name: individual[a.name] for a in KINDS[individual.kind].attributes
+        }
+    assert np.array_equal(lessons.pictures[0].movedim(0, -1).numpy(), picture.pixels)
+    assert set(lessons.spots[0].unique().tolist()) == {0, SPOTS.index(picture.scene)}
+
+
+def test_spliced_pictures_have_two_backgrounds_and_no_scene(lessons: Lessons) -> None:
+    behind = [set(spots.unique().tolist()) - {0} for spots in lessons.spots]
+    spliced = [i for i, found in enumerate(behind) if len(found) > 1]
+    assert len(spliced) > 20
+    assert (lessons.labels[spliced, 1] == UNASKED).all()
+    whole = [i for i, found in enumerate(behind) if len(found) == 1 and lessons.labels[i, 1] != UNASKED]
+    assert all(behind[i] == {SPOTS.index(list(SCENES)[int(lessons.labels[i, 1])])} for i in whole)
+
+
+def test_augmentation_moves_pictures_and_spots_together() -> None:
+    torch.manual_seed(0)
+    picture = torch.zeros(1, 3, SIDE, SIDE)
+    picture[:, :, 40:90, 30:80] = 0.8
+    spots = (torch.nn.functional.interpolate(picture[:, :1], [GRID] * 2, mode="area")[:, 0] > 0.4).byte()
+    for _ in range(8):
+        moved, where = augmented(picture, spots)
+        bright = torch.nn.functional.interpolate(moved[:, :1], [GRID] * 2, mode="area")[:, 0] > 0.4
+        assert (bright == (where > 0)).float().mean() > 0.95
+
+
+def test_a_reader_learns_and_is_kept(taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert right(taught.confusion, "scene") > 0.5  # one in thirteen by chance
+    pictures = torch.stack([torch.from_numpy(ROBOT.true(ask, SIDE).pixels) / 255 for ask in ROBOT.asks])
+    reading = taught.reader.read(pictures, ["robot"] * 4)
+    for answers in reading.answers:
+        assert {a.name for a in KINDS["robot"].attributes} < set(answers)
+        assert all(answers[a.name] in a.values for a in KINDS["robot"].attributes)
+    assert reading.subject.shape == (4, GRID, GRID)
+    assert torch.allclose(reading.around.sum(1), torch.ones(4))
+
+    monkeypatch.setattr(teach, "taught", lambda *_: taught.reader)
+    kept = teach.kept_reader(tmp_path, "one", unchanged, pictures=4, steps=1, tests=8)
+    monkeypatch.setattr(teach, "composed", None)  # what is kept is not taught again
+    again = teach.kept_reader(tmp_path, "one", unchanged, pictures=4, steps=1, tests=8)
+    assert again.confusion == kept.confusion
+    assert again.reader.read(pictures, ["robot"] * 4).answers == reading.answers
+    with pytest.raises(TypeError):  # another autoencoder, another confusion
+        teach.kept_reader(tmp_path, "other", unchanged, pictures=4, steps=1, tests=8)
+
+
+def test_confusion_gives_right_and_chance() -> None:
+    found = {"car, wheel": {"red": {"red": 8, "blue": 2}, "blue": {"blue": 9, "red": 1}}}
+    assert right(found, "car, wheel") == pytest.approx(0.85)
+    assert frequency(found, "car, wheel", "red") == pytest.approx(0.45)
+    assert frequency(found, "car, wheel", "green") == 0
+
+
+# --- scores --------------------------------------------------------------------------------------------------------
+
+
+def perfect(kind: str) -> Confusion:
+    """Of a reader that errs never, where each value is as frequent as the others."""
+    return {title(kind, a.name): {value: {value: 5} for value in a.values} for a in KINDS[kind].attributes}
+
+
+def answers_of(case: Case) -> dict[str, str]:
+    return {a.name: case.individual[a.name] for a in KINDS[case.kind].attributes}
+
+
+def test_kept_is_one_for_itself_and_none_by_chance() -> None:
+    found = perfect("robot")
+    own = scores.kept(ROBOT, ROBOT.asks[0], answers_of(ROBOT), found)
+    assert set(own) == {"kept", *scores.PARTS}
+    assert list(own.values()) == pytest.approx([1] * len(own))
+    rng = np.random.default_rng(0)
+    others = [
+        scores.kept(ROBOT, ROBOT.asks[0], {a.name: rng.choice(a.values) for a in KINDS["robot"].attributes}, found)
+        for _ in range(3000)
+    ]
+    for name in own:
+        assert np.mean([one[name] for one in others]) == pytest.approx(0, abs=0.03)
+
+
+def test_kept_counts_letters_one_by_one_and_not_what_the_text_names() -> None:
+    kind, case = next(
+        (k, Case(i, 1)) for i, k in enumerate(KINDS.values()) if any("letter" in a.name for a in k.attributes)
     )
-    assert same["identity"] > kin["identity"] + 0.5 > stranger["identity"] + 0.6
-    for name in MEASURES:
-        assert same[name] > max(kin[name], stranger[name])
-        assert 0.5 < same[name] < 1.5
-        assert abs(stranger[name]) < 0.5
-    calibration = likeness.calibration()
-    for name in ("identity", "patches", "detail"):
-        assert 0 < calibration[name]["same concept"] < 1
+    letters = [a for a in kind.attributes if a.name.startswith("letter")]
+    answers = answers_of(case)
+    answers[letters[0].name] = next(v for v in letters[0].values if v != case.individual[letters[0].name])
+    found = scores.kept(case, case.asks[0], answers, perfect(kind.word))
+    chance = 1 / len(letters[0].values)
+    assert found["letters"] == pytest.approx((len(letters) - 1 - len(letters) * chance) / (len(letters) * (1 - chance)))
+    assert found["colours"] == pytest.approx(1)
+    assert found["letters"] <= found["marks"] < 1
+
+    answers = answers_of(case) | {kind.main_colour: "another"}
+    named = Ask("grass", colour=case.individual.colour)
+    assert scores.kept(case, named, answers, perfect(kind.word))["colours"] == pytest.approx(1)
+    assert scores.kept(case, Ask("grass"), answers, perfect(kind.word))["colours"] < 1
 
 
-def test_colour_follows_the_hue_and_edges_do_not(eye: Eye) -> None:
-    likeness = Likeness(eye, [(CAR, SCENE)])
-    own = likeness.score(eye.view(CAR, SCENE, 11), CAR, SCENE)
-    turned = likeness.score(eye.view(Look(CAR.concept, CAR.drawing, 0.5), SCENE, 11), CAR, SCENE)
-    assert turned["colour"] < own["colour"] - 0.4
-    assert turned["edges"] > 0.5
+def test_text_is_what_was_asked_for() -> None:
+    seen = answers_of(ROBOT) | {"kind": "robot", "scene": "grass", "count": "1", "pose": KINDS["robot"].poses[0]}
+    assert scores.text(ROBOT, Ask("grass"), seen) == {"kind": 1, "scene": 1, "count": 1, "text": 1}
+    asked = Ask("snow", pose=KINDS["robot"].poses[1], colour=ROBOT.individual.colour)
+    found = scores.text(ROBOT, asked, seen)
+    assert (found["scene"], found["pose"], found["colour"]) == (0, 0, 1)
+    assert found["text"] == pytest.approx(3 / 5)
+    other = scores.text(ROBOT, Ask("grass", colour="no colour of it"), seen)
+    assert other["recolour"] == 0
+    assert other["text"] == 1  # to change its colour is not held against a method that keeps it
+    assert scores.text(ROBOT, Ask("grass", number=2), seen)["count"] == 0
 
 
-def test_the_eye_finds_the_subject_and_names_what_it_was_taught(eye: Eye) -> None:
-    true = [placed(look, scene, SIDE, 77) for look in (CAT, OTHER_BUTTERFLY) for scene in ("grass", "a night sky")]
-    sight = eye.see(as_floats(np.stack([p.pixels for p in true])))
-    masks = torch.nn.functional.interpolate(as_floats(np.stack([p.mask for p in true]))[:, None], [56, 56], mode="area")
-    inside, found = masks[:, 0] > 0.5, sight.subject > 0.5
-    assert ((inside & found).sum((1, 2)) / (inside | found).sum((1, 2)) > 0.5).all()
-    concepts, scenes = eye.named(sight)
-    assert concepts == ["cat face", "cat face", "butterfly", "butterfly"]
-    assert scenes == ["grass", "a night sky"] * 2
+def test_leak_and_size_know_the_references_place() -> None:
+    own = scores.small(ROBOT.reference.mask).float()
+    places = [scores.small(ROBOT.true(ROBOT.asks[0], SIDE, seed).mask).float() for seed in range(300, 324)]
+    around = torch.zeros(1, len(SCENES))
+    around[0, list(SCENES).index(REFERENCE_SCENE)], around[0, list(SCENES).index(WHITE)] = 0.2, 0.1
+    there = scores.surroundings(ROBOT, Reading([], own[None], around), 0)
+    assert there["leak"] == pytest.approx(1)
+    assert there["size"] < 0.95  # in its reference it is smaller
+    assert there["bleed"] == pytest.approx(0.3)
+    elsewhere = [scores.surroundings(ROBOT, Reading([], place[None], around), 0) for place in places]
+    assert abs(np.mean([one["leak"] for one in elsewhere])) < 0.1
+    assert np.mean([one["size"] for one in elsewhere]) == pytest.approx(1, abs=0.08)
 
 
-def test_bleed_reacts_to_the_references_background(eye: Eye) -> None:
-    picture, behind = placed(CAT, SCENE, SIDE, 3), placed(CAT, REFERENCE_SCENE, SIDE, 3)
-    half = picture.pixels.copy()
-    half[: SIDE // 2] = np.where(picture.mask[: SIDE // 2, :, None] > 0, half[: SIDE // 2], behind.pixels[: SIDE // 2])
-    number = SCENE_NAMES.index(REFERENCE_SCENE)
-    clean, bled = (float(eye.see(as_floats(x)[None]).scenes[0, number]) for x in (picture.pixels, half))
-    assert clean < 0.1
-    assert bled > clean + 0.2
+def test_blur_is_less_crisp() -> None:
+    picture = ROBOT.true(ROBOT.asks[0], SIDE)
+    sharp, mask = scores.batch([picture.pixels]), scores.small(picture.mask)[None].float()
+    soft = torch.nn.functional.avg_pool2d(sharp.movedim(-1, 1), 3, 1, 1).movedim(1, -1)
+    assert scores.crispness(soft, mask) < 0.8 * scores.crispness(sharp, mask)
 
 
-def test_leak_is_one_where_the_reference_stood_and_none_elsewhere() -> None:
-    layout = Layout(SIDE)
-    own = small(placed(CAT, REFERENCE_SCENE, REFERENCE_SIDE * SIDE, REFERENCE_SEED, REFERENCE_SIZES).mask).float()
-    assert layout.leak(own, CAT) == pytest.approx(1)
-    elsewhere = [layout.leak(small(placed(CAT, SCENE, SIDE, seed).mask).float(), CAT) for seed in range(300, 330)]
-    assert abs(np.mean(elsewhere)) < 0.1
-    assert max(elsewhere) < 0.8
-    assert layout.leak(torch.zeros(56, 56), CAT) < 0
+def test_the_outside_judge_tells_individuals_apart() -> None:
+    judge = OutsideJudge()
+
+    def seen(pictures: list) -> Tensor:
+        masks = torch.stack([scores.small(picture.mask).float() for picture in pictures])
+        return judge.features(scores.batch([picture.pixels for picture in pictures]), masks)
+
+    own = [ROBOT.true(ask, SIDE, 50) for ask in ROBOT.asks[:3]]
+    scale = Scale(seen(own), seen(list(strangers("robot", SIDE, 4))))
+    same, other = seen([ROBOT.true(ROBOT.asks[0], SIDE, 60), ROBOT.true(ROBOT.asks[0], SIDE, 60, other=True)])
+    assert scale.score(same) > scale.score(other) + 0.3
 
 
-def test_variety_is_one_for_true_pictures_and_none_in_one_place() -> None:
-    layout = Layout(SIDE)
-    places = torch.stack([small(placed(CAT, SCENE, SIDE, seed).mask).float() for seed in range(300, 330)])
-    assert np.mean(layout.variety(places, CAT)) == pytest.approx(1, abs=0.15)
-    assert layout.variety(places[:1].repeat(3, 1, 1), CAT) == pytest.approx([0, 0, 0])
-    alone, one, other = layout.variety(places[[0, 1, 1]], CAT)
-    assert alone > one == other > 0
-
-
-def test_readers_are_kept_and_read_again(eye: Eye, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Eye, "_train_readers", None)
-    seen = eye.view(CAR, SCENE, 900)
-    again = Eye(SIDE, eye.folder, pictures=160)
-    assert again.readers.keys() == eye.readers.keys()
-    monkeypatch.setattr(Eye, "see", None)
-    assert torch.equal(again.view(CAR, SCENE, 900).pooled, seen.pooled)
-
-
-def test_a_missing_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ValueError, match=r"the judge needs the packages efficientnet-lite-pytorch"):
-        eye_module.network()
+        outside.OutsideJudge()
 
 
-def test_a_linear_reader_learns_what_can_be_separated() -> None:
-    x = torch.cat([torch.randn(300, 5, generator=torch.Generator().manual_seed(0)), torch.ones(300, 1)], dim=1)
-    labels = (x[:, 0] + 2 * x[:, 3] > 0.3).long()
-    assert ((x @ linear_reader(x, labels, 2)).argmax(1) == labels).float().mean() > 0.97
+# --- who is drawn --------------------------------------------------------------------------------------------------
+
+
+def test_individuals_are_held_out_and_a_larger_table_holds_the_smaller() -> None:
+    few, many = cases(8, seed=1), cases(24, seed=1)
+    assert many[:8] == few
+    assert [case.individual for case in cases(8, seed=1)] == [case.individual for case in few]
+    assert all(is_held_out(case.individual) for case in many)
+    assert {case.kind for case in many[: len(KINDS)]} == set(KINDS)
+    assert len({case.individual for case in many}) == 24
+    assert cases(8, seed=2)[0].individual != few[0].individual
+
+
+def test_what_is_asked_is_not_what_the_reference_shows() -> None:
+    for case in cases(24, seed=1):
+        shown, asks = case.reference, case.asks
+        assert shown.scene == REFERENCE_SCENE
+        assert shown.subjects[0].individual == case.individual
+        box = shown.subjects[0].box
+        assert min(box) >= 0
+        assert max(box) <= shown.pixels.shape[0]
+        assert len({ask.scene for ask in asks}) == len(asks)
+        assert all(ask.scene in ASKED_SCENES for ask in asks)
+        assert asks[1].pose != shown.subjects[0].view.pose or not KINDS[case.kind].poses
+        assert asks[3].number == len(case.true(asks[3], SIDE).subjects) == 2
+        assert asks[1].caption(case.kind).endswith(f"{asks[1].pose}, on {asks[1].scene}".lstrip())
+    own = [case.asks[2].colour == case.individual.colour for case in cases(32, seed=1)]
+    assert sum(own) == 16  # the others are asked for in another colour
+
+
+def test_true_pictures_are_of_it_or_of_another_of_its_kind() -> None:
+    ask = ROBOT.asks[1]
+    own, other = ROBOT.true(ask, SIDE), ROBOT.true(ask, SIDE, other=True)
+    assert own.subjects[0].individual == ROBOT.individual != other.subjects[0].individual
+    assert own.scene == other.scene == ask.scene
+    assert own.subjects[0].view.pose == ask.pose
+    assert not np.array_equal(own.pixels, ROBOT.true(ask, SIDE, seed=1).pixels)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_keep_the_mask_on_the_subject(name: str) -> None:
+    shown = ROBOT.reference
+    picture, mask = scores.batch([shown.pixels]), torch.from_numpy(shown.mask)[None] / 255
+    changed, its_mask = CHANGES[name](picture, mask)
+    assert changed.shape[:3] == its_mask.shape
+    assert not (changed.shape == picture.shape and torch.equal(changed, picture))
+    assert 0 <= changed.min() <= changed.max() <= 1
+    if name != "dark":
+        before, after = (p[m > 0.9].mean(0) for p, m in ((picture, mask), (changed, its_mask)))
+        assert torch.allclose(before, after, atol=0.1)  # still the robot's colours under the mask
+
+
+def test_a_tuned_subjects_word_stands_for_one_and_for_two() -> None:
+    phrase = "car embedding:x"
+    assert with_word("a red car, on a road", "car", phrase) == "a red car embedding:x, on a road"
+    assert with_word("two cars, on grass", "car", phrase) == "two cars embedding:x, on grass"
 
 
 # --- statistics ----------------------------------------------------------------------------------------------------
@@ -151,10 +309,10 @@ def test_interval_is_over_groups() -> None:
     assert (uneven.mean, uneven.high) == pytest.approx((3.0, 3.0 + 12.7062 * 2))  # Student's t of one degree of freedom
 
 
-def test_intervals_over_few_drawings_are_as_sure_as_they_say() -> None:
+def test_intervals_over_few_individuals_are_as_sure_as_they_say() -> None:
     rng = np.random.default_rng(1)
-    for drawings in (3, 5, 10):
-        found = [interval(rng.normal(0, 1, drawings).tolist(), range(drawings)) for _ in range(2000)]
+    for individuals in (3, 5, 10):
+        found = [interval(rng.normal(0, 1, individuals).tolist(), range(individuals)) for _ in range(2000)]
         assert np.mean([one.low < 0 < one.high for one in found]) == pytest.approx(0.95, abs=0.015)
 
 
@@ -164,15 +322,6 @@ def test_intervals_over_few_drawings_are_as_sure_as_they_say() -> None:
 def test_share_is_wilsons_interval(successes: int, count: int, low: float, high: float) -> None:
     found = share(successes, count)
     assert (found.mean, found.low, found.high) == pytest.approx((successes / count, low, high), abs=1e-4)
-
-
-def test_frechet_distance_of_known_normals() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4000, 3))
-    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T  # mean 0, covariance 1, exactly
-    assert frechet_distance(x, x, np.eye(3)) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(x, 3 * x + [2, 0, 0], np.eye(3)) == pytest.approx(4 + 3 * (3 - 1) ** 2)
-    assert frechet_distance(x, 3 * x + [2, 0, 0], np.eye(3)[:, 1:]) == pytest.approx(2 * (3 - 1) ** 2)
 
 
 @pytest.mark.parametrize(
@@ -196,49 +345,36 @@ def test_verdicts(relation: str, margin: float, low: float, high: float, said: s
     assert judged(Expect("identity", relation, PLAIN, margin), Interval((low + high) / 2, low, high)) == said
 
 
-# --- rows and subjects ---------------------------------------------------------------------------------------------
+# --- rows ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_stated_can_be_checked() -> None:
     rows = table()
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
-    assert len({repr((row.make, row.denoise, row.true)) for row in rows}) == len(rows)
-    figures_of_a_cell = {*MEASURES, "concept", "scene", "prompt", "bleed", "leak", "variety"}
+    assert {PLAIN, ATTENTION, "S-S-A + encoder + guidance", "tuned"} <= set(names)
+    known = {"kept", *scores.PARTS, "text", "bleed", "leak", "size", "sharpness", "outside"}
     for stated in (e for row in rows for e in row.expects):
         assert stated.than in names
-        assert stated.measure in figures_of_a_cell
+        assert stated.measure in known
     assert {row.name for row in chosen(None, quick=True)} < {row.name for row in chosen(None, quick=False)}
-    assert [row.name for row in chosen(["LoRA", FULL], quick=False)] == ["LoRA, 60 steps", FULL]
+    assert [row.name for row in chosen(["DreamBooth LoRA", ATTENTION], quick=False)] == [
+        ATTENTION,
+        "DreamBooth LoRA, 60 steps",
+    ]
     with pytest.raises(ValueError, match=r"no row's name holds 'nonsense'; there are: .*plain text"):
         chosen(["nonsense"], quick=False)
 
 
-def test_subjects_are_held_out() -> None:
-    held_out = load_held_out()
-    assert all((look.concept, look.drawing) in held_out and look.concept in WORDS for look in held_out_looks())
-    assert len(unknown_looks()) == len(UNSEEN_CONCEPTS)
-    for look in unknown_looks():
-        assert {(look.concept, drawing) for drawing in DRAWINGS} <= held_out
-        assert look.concept not in WORDS
-    assert not {name for name, _ in load_artwork(KINDS)} & {look.concept for look in unknown_looks()}
-    assert len({look.concept for look in subjects(USUAL, 10)}) == 10
-    assert len(set(subjects(USUAL, 20))) == 20
-    with pytest.raises(ValueError, match=r"there are 20 subjects of the usual case, but 21 were asked for"):
-        subjects(USUAL, 21)
+def test_style_fidelity_mixes_in_what_read_no_reference(host: Path) -> None:
+    from comfy.ldm.modules.attention import optimized_attention
 
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_changes_keep_the_mask_on_the_subject(name: str) -> None:
-    shown = placed(CAT, REFERENCE_SCENE, 256, REFERENCE_SEED, REFERENCE_SIZES)
-    picture, mask = as_floats(shown.pixels)[None], as_floats(shown.mask)[None]
-    changed, its_mask = CHANGES[name](picture, mask)
-    assert changed.shape[:3] == its_mask.shape
-    assert not (changed.shape == picture.shape and torch.equal(changed, picture))
-    assert 0 <= changed.min() <= changed.max() <= 1
-    if name != "dark":
-        before, after = (p[m > 0.9].mean(0) for p, m in ((picture, mask), (changed, its_mask)))
-        assert torch.allclose(before, after, atol=0.1)  # still the cat's colours under the mask
+    q, own, read = (torch.randn(4, n, 8, generator=torch.Generator().manual_seed(n)) for n in (5, 5, 7))
+    k, options = torch.cat([own, read], 1), {"n_heads": 2, "cond_or_uncond": [1, 0]}
+    both, alone = optimized_attention(q, k, k, 2), optimized_attention(q, own, own, 2)
+    found = _with_fidelity(0.25)(q, k, k, options)
+    assert torch.allclose(found[2:], both[2:], atol=1e-6)  # the wanted rows read all
+    assert torch.allclose(found[:2], 0.25 * alone[:2] + 0.75 * both[:2], atol=1e-6)
 
 
 # --- models of the artist's own ------------------------------------------------------------------------------------
@@ -276,14 +412,14 @@ def dino_folder(host: Path, tmp_path: Path) -> Path:
 
 def test_clip_and_dino_folders(clip_folder: Path, dino_folder: Path) -> None:
     models = LocalModels(clip_folder, dino_folder)
-    picture, other = (as_floats(placed(look, SCENE, SIDE, 5).pixels) for look in (CAT, CAR))
-    same, unlike = models.score(picture, picture, "cat", SCENE), models.score(picture, other, "cat", SCENE)
+    picture, other = scores.batch([case.true(case.asks[0], SIDE).pixels for case in cases(2, seed=1)])
+    same, unlike = (models.score(picture, reference, "a robot, on grass") for reference in (picture, other))
     assert list(same) == ["CLIP-T", "CLIP-I", "DINO-I"]
     assert (same["CLIP-I"], same["DINO-I"]) == pytest.approx((1, 1), abs=1e-5)
     assert unlike["CLIP-I"] < 0.9999
     assert unlike["DINO-I"] < 0.9999
     assert unlike["CLIP-T"] == same["CLIP-T"]
-    assert models.score(picture, other, "teapot", "snow")["CLIP-T"] != same["CLIP-T"]
+    assert models.score(picture, other, "a mug, on snow")["CLIP-T"] != same["CLIP-T"]
     assert -1 <= same["CLIP-T"] <= 1
 
 
@@ -299,33 +435,49 @@ def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not CHECKPOINT.exists(), reason="the mini base is not here")
-def test_a_tiny_table_from_end_to_end(host: Path, eye: Eye, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(usual=2, hard=1, scenes=(SCENE,), sampling=Sampling(steps=2))
-    bench = Bench(CHECKPOINT, settings, folder=eye.folder, eye=eye)
+def test_a_tiny_table_from_end_to_end(
+    host: Path, taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(individuals=2, sampling=Sampling(steps=2))
+    bench = Bench(CHECKPOINT, settings, folder=tmp_path, taught=taught)
     rows = {row.name: row for row in table()}
-    asked = [(rows[name], USUAL) for name in (PLAIN, FULL, "w_ref 0", "middle blocks", "reference-only")]
-    asked += [(rows["image-to-image 0.6"], USUAL), (rows["reference cropped"], USUAL), (rows[PLAIN], HARD)]
+    absent = Row("w_ref 0", "", WithSubject(0.0))
+    names = ("true pictures", PLAIN, ATTENTION, sweep(3.0, 1.0), "reference-only, bare", "ACN, fidelity 0.5, cut-out")
+    asked = [
+        *(rows[name] for name in names),
+        absent,
+        rows["image-to-image 0.6"],
+        replace(rows["reference cut"], most=1),
+    ]
     results = run_rows(bench, asked)
-    cells = {result.row.name: result.cells for result in results if result.case == USUAL}
-    assert cells["w_ref 0"] == cells[PLAIN]  # strength 0 is absence, to the last figure
-    assert len({json.dumps(cells[name]) for name in cells}) == len(cells) - 1
-    assert all(math.isfinite(cell[name]) for found in cells.values() for cell in found for name in MEASURES)
-    assert "concept" not in results[-1].cells[0]  # no judge knows that concept
+    found = {result.row.name: values(result, "outside") for result in results}
+    assert found["w_ref 0"] == found[PLAIN]  # strength 0 is absence, to the last figure
+    assert len({json.dumps(one) for one in found.values()}) == len(asked) - 1
+    assert len(results[-1].cells) == 1
+    assert all(math.isfinite(cell[name]) for r in results for cell in r.cells for name in ("kept", "text", "leak"))
 
-    found = figures(bench, results, "python3 -m lab measure")
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    shown = page(bench, results, found)
+    told = figures(bench, results, "python3 -m lab measure")
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    by_name = {row["row"]: row for row in told["rows"]}
+    assert by_name[PLAIN]["kept"] == pytest.approx(np.mean(list(values(results[1], "kept").values())), abs=1e-4)
+    low, high = by_name[PLAIN]["intervals"]["kept"]
+    assert low <= by_name[PLAIN]["kept"] <= high
+    assert by_name["w_ref 0"]["against plain text"]["kept"] == [0, 0, 0]
+    shown = page(results, told)
     assert "http" not in shown
-    assert shown.count("data:image/webp") == len(asked) + 2
+    assert shown.count("data:image/webp") == len(asked)
+    assert markdown(told).count("\n") == len(asked) + 2
+    assert sheet(bench, results, [PLAIN, ATTENTION]).height > 3 * 96
 
     monkeypatch.setattr(Bench, "draw", None)  # what is kept is not drawn again
-    again = run_rows(Bench(CHECKPOINT, settings, folder=eye.folder, eye=eye), asked)
-    assert [(r.cells, r.frechet) for r in again] == [(r.cells, r.frechet) for r in results]
-    bench.settings = Settings(usual=2, hard=1, scenes=("snow",), sampling=Sampling(steps=2))
-    assert bench.kept(rows[PLAIN], USUAL) is None
-    bench.settings = settings
-    changed = WithSubject(weight=3.5)
-    assert bench.key(rows[FULL], USUAL) != bench.key(type(rows[FULL])(FULL, "", changed), USUAL)
+    again = run_rows(Bench(CHECKPOINT, settings, folder=tmp_path, taught=taught), asked)
+    assert [r.cells for r in again] == [r.cells for r in results]
+    larger = Bench(CHECKPOINT, replace(settings, individuals=3), folder=tmp_path, taught=taught)
+    assert [case.number for case in larger.missing(rows[PLAIN])] == [2]
+    assert len(larger.missing(Row(PLAIN, "", WithSubject(3.5)))) == 3
+    larger.settings = replace(settings, seed=2)
+    assert larger.key(rows[PLAIN]) != bench.key(rows[PLAIN])
+    assert bench.key(Row("", "", Plain())) == bench.key(rows[PLAIN])
 
 
 def test_missing_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
