@@ -30,7 +30,7 @@ from lab.measure.teach import Taught, kept_reader
 from lab.mini.checkpoint import write_whole
 
 VERSION = 1  # of the kept results: raise it when a figure's meaning changes
-OWN, STRANGERS = 50, 6  # seed of an individual's true pictures and number of others', for the outside judge
+OWN, STRANGERS = range(50, 54), 6  # seeds of an individual's true pictures, number of others', for the outside judge
 
 Cell = dict[str, Any]
 """The figures of one individual in one row: means over its pictures."""
@@ -158,7 +158,7 @@ class Bench:
         """The outside judge's scale for that individual, and how crisp true pictures of it are."""
         if case not in self._scales:
             side = self.settings.sampling.side
-            own, crisp = self._true(case.kind, [case.true(a, side, OWN).pixels for a in case.asks if a.number == 1])
+            own, crisp = self._true(case.kind, [case.true(case.asks[i % 2], side, i).pixels for i in OWN])
             if case.kind not in self._others:
                 others = strangers(case.kind, side, STRANGERS)
                 self._others[case.kind] = self._true(case.kind, [p.pixels for p in others])[0]

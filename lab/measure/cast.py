@@ -14,7 +14,7 @@ REFERENCE_SCENE, WHITE = "a brick wall", "a white background"
 """What stands behind every reference, and behind the cut-out of it: no text asks for them, so there they bleed."""
 REFERENCE_SIDE, REFERENCE_SIZES = 256, (0.5, 0.75)  # in pixels; of the subject in it, as a share of that
 ASKED_SCENES = tuple(scene for scene in SCENES if scene not in (REFERENCE_SCENE, WHITE))
-ASKS = 4  # pictures of each individual
+ASKS = 3  # pictures of each individual
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Case:
 
     @cached_property
     def asks(self) -> tuple[Ask, ...]:
-        """A scene; a pose that is not the reference's; a colour, of every other individual not its own; two of it."""
+        """On three scenes: a pose that is not the reference's; a colour, its own or, in every other round of the kinds,
+        another; two of it."""
         rng = self._rng(1)
         scenes = [str(scene) for scene in rng.permutation(ASKED_SCENES)[:ASKS]]
         poses = [pose for pose in KINDS[self.kind].poses if pose != self.reference.subjects[0].view.pose]
@@ -55,7 +56,7 @@ class Case:
         others = [colour for colour in COLOURS if colour != self.individual.colour]
         turn = self.number // len(KINDS) % 2
         colour = str(rng.choice(others)) if turn else self.individual.colour
-        return Ask(scenes[0]), Ask(scenes[1], pose=pose), Ask(scenes[2], colour=colour), Ask(scenes[3], number=2)
+        return Ask(scenes[0], pose=pose), Ask(scenes[1], colour=colour), Ask(scenes[2], number=2)
 
     @cached_property
     def reference(self) -> Picture:
