@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lab.world import KINDS, SCENES
 
 SIDE, GRID = 128, 32  # of the pictures, in pixels; of the spots
-WIDTH, HEADS = 96, 4
+WIDTH, HEADS = 128, 4
 COUNTS = ("1", "2")
 KIND, SCENE, COUNT, POSE = "kind", "scene", "count", "pose"
 SPOTS = ("subject", *SCENES)
@@ -69,13 +69,13 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, 32, 2), _Block(32), _conv(32, 64, 2), _Block(64))  # 32 x 32
-        self.middle = nn.Sequential(_conv(64, 128, 2), _Block(128), _Block(128))
-        self.coarse = nn.Sequential(_conv(128, 192, 2), _Block(192), _Block(192))
-        self.lateral = nn.ModuleList(nn.Conv2d(n, WIDTH, 1) for n in (64, 128, 192))
-        self.joined = nn.Sequential(_conv(WIDTH, WIDTH), _Block(WIDTH))
-        self.spots = nn.Conv2d(WIDTH, len(SPOTS), 1)
-        self.position = nn.Parameter(torch.zeros(WIDTH, GRID, GRID))
+        self.fine = nn.Sequential(_stage(3, 64, 8, 4), _Block(64))  # 32 x 32
+        self.middle = nn.Sequential(_stage(64, WIDTH, 4, 2), _Block(WIDTH), _Block(WIDTH))  # 16 x 16
+        self.coarse = nn.Sequential(_stage(WIDTH, 192, 4, 2), _Block(192), _Block(192))  # 8 x 8
+        self.down = nn.Conv2d(192, WIDTH, 1)
+        self.joined = nn.Sequential(_Block(WIDTH), _Block(WIDTH))
+        self.around, self.spots = nn.Conv2d(WIDTH, 64, 1), nn.Conv2d(64, len(SPOTS), 1)
+        self.position = nn.Parameter(torch.randn(WIDTH, GRID // 2, GRID // 2) * 0.3)
         self.keys = nn.Linear(WIDTH, 2 * WIDTH)
         self.queries = nn.Parameter(torch.randn(len(questions()), WIDTH))
         self.after = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
@@ -89,22 +89,16 @@ class Reader(nn.Module):
 
     def forward(self, pictures: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         """asked: [B, M], numbers of questions."""
-        features = self._features(pictures - 0.5)
-        spots = self.spots(features)
-        k, v = self.keys((features + self.position).flatten(2).transpose(1, 2)).chunk(2, -1)  # [B, 1024, C]
+        fine = self.fine((pictures - 0.5).contiguous(memory_format=torch.channels_last))
+        middle = self.middle(fine)
+        features = self.joined(middle + F.interpolate(self.down(self.coarse(middle)), scale_factor=2))
+        spots = self.spots(F.relu(fine + F.interpolate(self.around(features), scale_factor=2)))
+        k, v = self.keys((features + self.position).flatten(2).transpose(1, 2)).chunk(2, -1)  # [B, 256, C]
         seen = F.scaled_dot_product_attention(*(_heads(x) for x in (self.queries[asked], k, v)))
         found = seen.transpose(1, 2).flatten(2)  # [B, M, C]
         found = found + self.after(found)
         logits = torch.einsum("bmc,bmac->bma", found, self.classifiers[self.group[asked]].to(found.dtype))
         return logits.float().masked_fill(self.beyond[asked], -torch.inf), spots.float()
-
-    def _features(self, x: Tensor) -> Tensor:
-        fine = self.stem(x.contiguous(memory_format=torch.channels_last))
-        half = self.middle(fine)
-        top = self.lateral[2](self.coarse(half))
-        for lateral, level in ((self.lateral[1], half), (self.lateral[0], fine)):
-            top = lateral(level) + F.interpolate(top, scale_factor=2)
-        return self.joined(top)
 
     @torch.no_grad()
     def read(self, pictures: Tensor, kinds: Sequence[str]) -> Reading:
@@ -135,14 +129,18 @@ def _heads(x: Tensor) -> Tensor:
     return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
-def _conv(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
+def _stage(n_in: int, n_out: int, size: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(n_in, n_out, size, stride, (size - stride) // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU())
 
 
 class _Block(nn.Module):
+    """A residual of two convolutions that begins as nothing, so that it needs no normalisation."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = nn.Sequential(_conv(width, width), nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width))
+        self.inner = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1))
+        nn.init.zeros_(self.inner[2].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.inner(x))

@@ -40,9 +40,9 @@ from lab.world import KINDS, Picture, compose
 Leaves = Callable[[Tensor], Tensor]
 """What the autoencoder leaves of pictures [B, H, W, 3] in 0..1."""
 
-PICTURES, TEST_PICTURES, STEPS, BATCH = 16_000, 1_600, 800, 128
+PICTURES, TEST_PICTURES, STEPS, BATCH = 8_000, 1_600, 1_600, 64
 WHITE = "a white background"
-RATE, DECAY = 2e-3, 0.02
+RATE, DECAY = 1.5e-3, 0.02
 PAIRS, SPLICED = 0.1, 0.25  # shares of pictures of two, and of those with two backgrounds
 SMALLEST, LARGEST, SHIFT = 0.7, 1.15, 0.08  # what augmentation does to size and place
 NOISE, GAIN = 0.04, 0.1
@@ -160,7 +160,7 @@ def augmented(pictures: Tensor, spots: Tensor) -> tuple[Tensor, Tensor]:
     spots = _moved(spots[:, None].float(), matrix, "nearest")[:, 0]
     soft = F.interpolate(F.interpolate(x, scale_factor=0.5, mode="area"), list(x.shape[-2:]), mode="bilinear")
     x = torch.lerp(x, soft, (torch.rand(count, 1, 1, 1) * 1.5 - 0.5).clamp(0))
-    x = x * torch.empty(count, 3, 1, 1).uniform_(1 - GAIN, 1 + GAIN) + torch.randn_like(x) * NOISE * torch.rand(1)
+    x = x * torch.empty(count, 3, 1, 1).uniform_(1 - GAIN, 1 + GAIN) + torch.randn(x.shape[1:]) * NOISE * torch.rand(count, 1, 1, 1)
     return x.clamp(0, 1), spots
 
 
