@@ -130,21 +130,6 @@ def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
     train_encoder(args, preset)
 
 
-def judge_weights(args: argparse.Namespace, preset: Preset) -> None:
-    """How often a classifier names what the text asked for, in pictures that the exported checkpoint draws."""
-    from lab.measure import one_thread
-
-    require(args.weights, "export")
-    one_thread()
-    from lab.measure.judge import judge_base
-
-    try:
-        with torch.inference_mode():
-            judge_base(args.weights, args.seeds, args.folder / "judge.json")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"The judge stopped: {error}") from error
-
-
 STAGES: dict[str, Callable[[argparse.Namespace, Preset], object]] = {
     "vocabulary": write_vocabulary,
     "data": compose_data,
@@ -156,7 +141,6 @@ STAGES: dict[str, Callable[[argparse.Namespace, Preset], object]] = {
     "encoder": train_encoder,
     "export": export_weights,
     "sheet": make_sheet,
-    "judge": judge_weights,
 }
 # these make or use the composed pictures
 ON_DATA = ("data", "autoencoder", "latents", "decoder", "train", "controlnet")
@@ -184,7 +168,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=3500, help="how many samples the subject encoder trains on")
     parser.add_argument("--encoder-steps", type=int, help="steps of the subject encoder")
     parser.add_argument("--without-layout", action="store_true", help="the subject encoder without the ControlNet")
-    parser.add_argument("--seeds", type=int, default=4, help="rows of the sheet; pictures of each caption for `judge`")
+    parser.add_argument("--seeds", type=int, default=4, help="rows of the sheet")
     parser.add_argument("--captions", nargs="*", help="columns of the sheet")
     return parser.parse_args(argv)
 

@@ -371,7 +371,7 @@ def spoilt(prepared: Path, folder: Path, name: str, spoil: str | bytes | float |
     return folder
 
 
-@pytest.mark.parametrize("stage", ["encoder", "sheet", "judge"])
+@pytest.mark.parametrize("stage", ["encoder", "sheet"])
 def test_stages_that_need_weights_say_so_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     monkeypatch.setattr(train_encoder, "write_shards", None)
     monkeypatch.setattr(train_encoder, "train_tower", None)
