@@ -114,8 +114,7 @@ class Bench:
             strip = (torch.cat(list(pictures), 1) * 255).round().byte().numpy()
             Image.fromarray(strip).save(path.with_suffix(".webp"), quality=90)
             cell["seconds"] = time.monotonic() - begun
-            told = {"row": row.name, "individual": str(case)} | cell
-            write_whole(path, lambda part: part.write_text(json.dumps(told)))
+            _write(path, {"row": row.name, "individual": str(case)} | cell)
         paths = [self.path(row, case) for case in self.members(row)]
         cells = [json.loads(path.read_text()) for path in paths]
         return Result(row, cells, sum(c["seconds"] for c in cells), [path.with_suffix(".webp") for path in paths])
@@ -204,6 +203,10 @@ def line(result: Result) -> str:
     names = (scores.ALL, *scores.PARTS, "text", "bleed", "size", "outside")
     means = [f"{name} {np.mean(list(found.values())):.2f}" for name in names if (found := values(result, name))]
     return f"{result.row.name}: {', '.join(means)}"
+
+
+def _write(path: Path, told: dict[str, Any]) -> None:
+    write_whole(path, lambda part: part.write_text(json.dumps(told)))
 
 
 def _digest(*parts: object) -> str:

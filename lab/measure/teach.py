@@ -1,7 +1,7 @@
-"""Teaches the reader: true pictures of training individuals, as the base's own autoencoder leaves them.
+"""Teaches the reader on true pictures of training individuals, crisp and softened.
 
-No picture that the base draws can be crisper than its autoencoder, so what is read is what that leaves. How often the
-reader is right is counted on true pictures of held-out individuals: its confusion, kept beside its weights.
+How often it is right is counted on true pictures of held-out individuals as the base's own autoencoder leaves them, for
+no picture that the base draws can be crisper: its confusion, kept beside its weights.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Lessons:
     spots: Tensor
 
 
-def composed(count: int, seed: int, held_out: bool, leaves: Leaves) -> Lessons:
+def composed(count: int, seed: int, held_out: bool = False, leaves: Leaves | None = None) -> Lessons:
     """True pictures, some of two things, some with a part of another scene, or of white, behind the subject."""
     rng = np.random.default_rng(seed)
     pictures, kinds, labels, spots, before = [], [], [], [], None
@@ -80,9 +80,10 @@ def composed(count: int, seed: int, held_out: bool, leaves: Leaves) -> Lessons:
         spots.append(spot)
     most = max(map(len, labels))
     padded = torch.tensor([row + [UNASKED] * (most - len(row)) for row in labels])
-    seen = [leaves(torch.from_numpy(np.stack(pictures[i : i + 64])).float() / 255) for i in range(0, count, 64)]
-    stored = (torch.cat(seen).movedim(-1, 1) * 255).round().byte()
-    return Lessons(stored, kinds, padded, torch.from_numpy(np.stack(spots)))
+    seen = torch.from_numpy(np.stack(pictures))
+    if leaves is not None:
+        seen = torch.cat([(leaves(part.float() / 255) * 255).round().byte() for part in seen.split(64)])
+    return Lessons(seen.movedim(-1, 1), kinds, padded, torch.from_numpy(np.stack(spots)))
 
 
 def _answers(picture: Picture) -> dict[str, str]:
@@ -160,7 +161,8 @@ def augmented(pictures: Tensor, spots: Tensor) -> tuple[Tensor, Tensor]:
     spots = _moved(spots[:, None].float(), matrix, "nearest")[:, 0]
     soft = F.interpolate(F.interpolate(x, scale_factor=0.5, mode="area"), list(x.shape[-2:]), mode="bilinear")
     x = torch.lerp(x, soft, (torch.rand(count, 1, 1, 1) * 1.5 - 0.5).clamp(0))
-    x = x * torch.empty(count, 3, 1, 1).uniform_(1 - GAIN, 1 + GAIN) + torch.randn(x.shape[1:]) * NOISE * torch.rand(count, 1, 1, 1)
+    noise = torch.randn(x.shape[1:]) * NOISE * torch.rand(count, 1, 1, 1)
+    x = x * torch.empty(count, 3, 1, 1).uniform_(1 - GAIN, 1 + GAIN) + noise
     return x.clamp(0, 1), spots
 
 
@@ -228,24 +230,22 @@ def kept_reader(
     steps: int = STEPS,
     tests: int = TEST_PICTURES,
 ) -> Taught:
-    """The reader for that autoencoder (its digest, and what it leaves of pictures); taught where it is not there."""
-    key = _key(autoencoder, pictures, steps, tests)
+    """The reader, taught once for this world, and tested once for that autoencoder: its digest and what it leaves."""
+    key = _key(pictures, steps)
     path = folder / f"reader-{key}.safetensors"
-    told = path.with_suffix(".json")
-    if not (path.exists() and told.exists()):
+    if not path.exists():
         say(f"the reader is taught on {pictures} true pictures (once; minutes)")
-        with torch.inference_mode():
-            lessons, test = composed(pictures, 1, False, leaves), composed(tests, 2, True, leaves)
         with torch.inference_mode(False), torch.enable_grad():
-            reader = taught(
-                Lessons(lessons.pictures.clone(), lessons.kinds, lessons.labels, lessons.spots.clone()), steps
-            )
-        save_tensors(path, {name: x.detach() for name, x in reader.state_dict().items()})
-        found = confusion(reader, test)
-        write_whole(told, lambda part: part.write_text(json.dumps(found)))
+            learnt = taught(composed(pictures, 1), steps)
+        save_tensors(path, {name: x.detach() for name, x in learnt.state_dict().items()})
     reader = Reader().eval()
     reader.load_state_dict(load_file(path))
-    return Taught(reader, json.loads(told.read_text()), key)
+    told = folder / f"reader-{key}-{autoencoder}-{tests}.json"
+    if not told.exists():
+        say(f"the reader is tested on {tests} true pictures, through the autoencoder")
+        found = confusion(reader, composed(tests, 2, True, leaves))
+        write_whole(told, lambda part: part.write_text(json.dumps(found)))
+    return Taught(reader, json.loads(told.read_text()), told.stem)
 
 
 def _key(*parts: object) -> str:

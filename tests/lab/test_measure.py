@@ -51,7 +51,7 @@ def unchanged(pictures: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def lessons() -> Lessons:
     with torch.inference_mode(False):
-        return composed(256, 1, held_out=False, leaves=unchanged)
+        return composed(256, 1)
 
 
 @pytest.fixture(scope="module")
