@@ -1,4 +1,4 @@
-// What the page shows of this pack beyond the schema: colours of its sockets, a rate of 0 in words, notes by language.
+// What the page shows of this pack beyond the schema: colours of its sockets, folded inputs, a rate of 0 in words, notes.
 import { app } from "../../scripts/app.js";
 
 const COLOURS = {
@@ -11,21 +11,30 @@ const OWN_RATE = { en: "method's own", ja: "方式の既定値", zh: "方法默�
 let locale = "en";
 let notes = {};
 
+function paint() {
+  for (const [type, colour] of Object.entries(COLOURS)) {
+    LGraphCanvas.link_type_colors[type] = colour;
+    app.canvas.default_connection_color_byType[type] = colour;
+    document.documentElement.style.setProperty(`--color-datatype-${type}`, colour); // Nodes 2.0
+  }
+}
+
 app.registerExtension({
   name: "DreamTuner",
 
   async setup() {
     locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-    for (const [type, colour] of Object.entries(COLOURS)) {
-      LGraphCanvas.link_type_colors[type] = colour;
-      app.canvas.default_connection_color_byType[type] = colour;
-      document.documentElement.style.setProperty(`--color-datatype-${type}`, colour); // Nodes 2.0
-    }
     const translated = await fetch(new URL(`notes/${locale}.json`, import.meta.url)).catch(() => null);
     if (translated?.ok) notes = await translated.json();
   },
 
+  afterConfigureGraph: paint, // a colour palette, applied late, gives every unknown type none
+
   nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("DreamTuner")) return;
+    const folded = node.widgets?.filter((widget) => widget.options?.advanced) ?? [];
+    for (const widget of folded) widget.advanced = true; // the classic canvas reads it here: Show Advanced
+    if (folded.length) node.setSize(node.computeSize());
     if (node.comfyClass !== "DreamTunerSubjectTuning") return;
     const rate = node.widgets?.find((widget) => widget.name === "learning_rate");
     if (!rate) return;
