@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.host import HOME, say
-from lab.workflow import WORKFLOWS, Graph, api_form, load, node, node_id
+from lab.workflow import WORKFLOWS, Graph, api_form, load, needs, node, node_id
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +64,7 @@ def names(wanted: Sequence[str] = ()) -> list[str]:
     unknown = [name for name in wanted if name not in {stem[3:] for stem in shipped}]
     if unknown:
         raise ValueError(f"there is no workflow {unknown[0]!r}; there are {', '.join(stem[3:] for stem in shipped)}.")
-    return [stem for stem in shipped if not wanted or stem[3:] in wanted]
+    return [stem for stem in shipped if (stem[3:] in wanted if wanted else not needs(WORKFLOWS / f"{stem}.json"))]
 
 
 def server() -> ComfyServer:

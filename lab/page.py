@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.host import HOME, say
 from lab.inside import host_tree
-from lab.workflow import WORKFLOWS
+from lab.workflow import WORKFLOWS, needs
 
 if TYPE_CHECKING:  # so that --help needs no environment
     from aiohttp import ClientWebSocketResponse
@@ -70,7 +70,7 @@ async def _look(url: str, port_file: Path, out: Path) -> int:
         async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
             await _call(socket, "Page.navigate", url=url)
             await asyncio.sleep(5)
-            for path in sorted(WORKFLOWS.glob("*.json")):
+            for path in sorted(path for path in WORKFLOWS.glob("*.json") if not needs(path)):
                 script = {"expression": f"{LOAD}({path.read_text()})", "awaitPromise": True, "returnByValue": True}
                 lost = (await _call(socket, "Runtime.evaluate", **script))["result"]["value"]
                 picture = (await _call(socket, "Page.captureScreenshot"))["data"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from lab.host import ROOT
@@ -27,6 +28,11 @@ class WorkflowError(ValueError):
 def load(name: str) -> dict[str, Any]:
     """A shipped workflow in UI format, by its name without the number before it."""
     return json.loads(next(WORKFLOWS.glob(f"[0-9][0-9]_{name}.json")).read_text())
+
+
+def needs(path: Path) -> str | None:
+    """The other pack without which that shipped workflow cannot run; None for one that needs no other."""
+    return json.loads(path.read_text())["extra"].get("needs")
 
 
 def api_form(workflow: Mapping[str, Any], object_info: Mapping[str, Any], muted: bool = False) -> Graph:

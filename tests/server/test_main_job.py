@@ -68,7 +68,11 @@ def test_workflow_is_offered(server: ComfyServer) -> None:
 
 @pytest.mark.parametrize("path", sorted(workflow.WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
 def test_workflow_fits_the_nodes(server: ComfyServer, path: Path) -> None:
-    assert workflow.api_form(workflow.load(path.stem[3:]), server.object_info(), muted=True)
+    shipped, info = workflow.load(path.stem[3:]), server.object_info()
+    pack = workflow.needs(path)
+    if pack is not None and any(n["type"] not in info for n in shipped["nodes"] if n["type"].startswith("ADE_")):
+        pytest.skip(f"{pack} is not there")
+    assert workflow.api_form(shipped, info, muted=True)
 
 
 def test_main_job(whole: Graph, run: Run, plain: np.ndarray) -> None:
