@@ -1,29 +1,117 @@
-"""Writing a file whole, or not at all."""
+"""Files: written whole or not at all, and read, if they are a stranger's, within bounds."""
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+UNFINISHED = ".unfinished"
+ABANDONED = 3600  # seconds without a write, after which an unfinished file has no writer any more
+LARGEST_HEADER = 8 * 2**20  # bytes of a safetensors header; those of large models with their metadata have one or two
+LONGEST_JSON = 2**20  # characters of a JSON text in the metadata
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """`write` an unfinished file beside `path`, then give it its name: what stood there before stays until then.
 
-    Raises what `write` raises, and OSError where the disk refuses; nothing unfinished is left.
+    Raises what `write` raises, and OSError where the disk refuses; nothing unfinished is left, unless the process is
+    killed, and then a later write of that name removes it (`sweep`).
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    write_all_whole({path: write})
+
+
+def write_all_whole(files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """The same for several files that belong together: none gets its name before all are written."""
+    unfinished: dict[Path, Path] = {}
     try:
-        with unfinished.open("wb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        write(unfinished)
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())  # so that a power cut cannot leave the name on an empty file
-        with suppress(OSError):  # not every file system has modes
-            unfinished.chmod(mode)  # as any file's: safetensors lets only its owner read what it writes
-        unfinished.replace(path)
+        for path, write in files.items():
+            sweep(path, ABANDONED)
+            # random, for containers may share a folder and a process id
+            unfinished[path] = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
+            _write(unfinished[path], write)
+        for path, written in unfinished.items():
+            written.replace(path)
     finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        for left in unfinished.values():
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def _write(unfinished: Path, write: Callable[[Path], object]) -> None:
+    with unfinished.open("xb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    write(unfinished)
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())  # so that a power cut cannot leave the name on an empty file
+    with suppress(OSError):  # not every file system has modes
+        unfinished.chmod(mode)  # as any file's: safetensors lets only its owner read what it writes
+
+
+def sweep(path: Path, older_than: float = 0) -> None:
+    """Remove what killed processes left of `path`. older_than: seconds since the last write; 0 where nobody writes."""
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            if left.name.startswith(f".{path.name}.") and left.name.endswith(UNFINISHED):
+                with suppress(OSError):
+                    if time.time() - left.stat().st_mtime >= older_than:
+                        left.unlink()
+
+
+def read_whole(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, copied: nothing of the file stays mapped or open.
+
+    Windows replaces no file that is mapped. Raises ValueError, in a few words, for what is no whole file of that kind.
+    """
+    try:
+        check_header(path)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key).clone() for key in list(file.keys())}, file.metadata() or {}
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever reading a stranger's bytes raises
+        raise ValueError("is no whole safetensors file") from error
+
+
+def metadata_of_file(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a safetensors file; empty where it is none."""
+    try:
+        check_header(path)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return file.metadata() or {}
+    except MemoryError:
+        raise
+    except Exception:  # whatever reading a stranger's bytes raises
+        return {}
+
+
+def check_header(path: str | os.PathLike[str], largest: int = LARGEST_HEADER) -> None:
+    """Raise SafetensorError for what is no plain file, or one whose header is larger than `largest` bytes.
+
+    safetensors reads a header of any size up to 100 MB as JSON, in half a minute and gigabytes.
+    """
+    if not Path(path).is_file():  # a pipe would never end, a folder has no bytes
+        raise SafetensorError("no file")
+    with Path(path).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > largest:
+        raise SafetensorError(f"a header of {size} bytes")
+
+
+def plain_json(text: str | None, longest: int = LONGEST_JSON) -> Any:
+    """What a JSON text of a stranger says; None where it says nothing, is too long, or too deep to be read."""
+    if not isinstance(text, str) or len(text) > longest:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

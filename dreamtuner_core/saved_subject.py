@@ -5,8 +5,8 @@
     encoding.tokens, encoding.without      what a subject encoder made of it
     word.<text encoder>                    S*
 
-and in the metadata, under "subject", a JSON object of plain values. A file is foreign matter: its names, shapes and
-types are looked at before anything of it is read, and its numbers before anything is built of it.
+and in the metadata, under "subject", a JSON object of plain values. A file is foreign matter: its size and header are
+looked at before anything of it is read. What it may hold says `SavedSubject`, for saving and for loading alike.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .files import plain_json, read_whole
 from .subject import SIZE_STEP, Subject
+from .texts import checked_class_word, checked_name, checked_text, shown
 from .tuned_subject import TunedSubject
 
 FORMAT, VERSION = "dreamtuner.subject", "1"
 LARGEST_FILE = 512 * 2**20  # bytes
-LONGEST_TEXT = 4000  # characters
-SIDES = (SIZE_STEP, 4096)  # pixels
-TYPES = {"F32", "F16", "BF16"}
-TUNING = {"class_word": str, "name": str, "lora_hash": str, "steps": int}  # of a TunedSubject, as plain values
+SIDES = (SIZE_STEP, 16384)  # pixels
+CHANNELS = 64  # of a latent, at most
+MOST_STEPS = 10**9  # of a tuning
+TYPES = {torch.float32, torch.float16, torch.bfloat16}
+TUNING = ("class_word", "name", "lora_hash", "steps")  # of a TunedSubject, as plain values
 FIRST = {"caption": "cross", "encoding": "tokens"}  # parts of what may be there or not
 SECOND = {"caption": "pooled", "encoding": "without"}
 
@@ -46,13 +48,13 @@ class Rights:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            text = getattr(self, item.name)
-            if not isinstance(text, str) or len(text) > LONGEST_TEXT:
-                raise ValueError(f"{item.name} must be a text of at most {LONGEST_TEXT} characters.")
+            checked_text(item.name, getattr(self, item.name))
         try:
             datetime.date.fromisoformat(self.until or "2000-01-01")
         except ValueError:
-            raise ValueError(f"until must be a day as 2030-12-31, or empty, but is {self.until[:40]!r}.") from None
+            raise ValueError(
+                f"until must be a day written as 2030-12-31, or empty, but is '{shown(self.until, 40)}'; write it so."
+            ) from None
 
     def ended(self, today: datetime.date) -> bool:
         """Whether the last day of the allowed uses is past."""
@@ -79,10 +81,12 @@ class OwnedSubject(Subject):
 
 @dataclass(frozen=True)
 class SavedSubject:
-    """What a file holds. words: S*, [D] by text encoder. The caption is (cross [1, T, D], pooled [1, P] or None).
+    """What a file holds. Raises ValueError, in one sentence, for what no subject is: the same limits both ways.
 
+    picture: [1, H, W, 3] in 0..1, H and W multiples of 8. mask: [1, H, W] in 0..1, or None. latent: [1, C, H/8, W/8].
+    caption: (cross [1, T, D], pooled [1, P] or None). words: S*, [D] by text encoder.
     tuning: class_word, name, lora_hash and steps of its TunedSubject; None where it was not tuned.
-    encoding: (tokens, without or None), the name of the encoder's file, and what tells its weights from others'.
+    encoding: (tokens [1, T, C], without [1, T, C] or None), with the name of the encoder's file, and its fingerprint.
     """
 
     picture: Tensor
@@ -98,6 +102,26 @@ class SavedSubject:
     encoder_name: str = ""
     encoder_identity: str = ""
 
+    def __post_init__(self) -> None:
+        tensors = self.tensors()
+        _check_shapes(tensors)
+        _check_values(tensors)
+        if type(self.noise_seed) is not int or not 0 <= self.noise_seed < 2**64:
+            raise ValueError(f"the noise seed must be a whole number in 0..2^64-1, but is {shown(self.noise_seed)}.")
+        for name in ("caption_text", "encoder_name", "encoder_identity"):
+            checked_text(name, getattr(self, name))
+        if self.tuning is not None:
+            _check_tuning(self.tuning)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By their names in a file."""
+        named: dict[str, Tensor | None] = {"picture": self.picture, "mask": self.mask, "latent": self.latent}
+        for name, pair in (("caption", self.caption), ("encoding", self.encoding)):
+            first, second = pair or (None, None)
+            named |= {f"{name}.{FIRST[name]}": first, f"{name}.{SECOND[name]}": second}
+        named |= {f"word.{name}": word for name, word in self.words.items()}
+        return {name: x for name, x in named.items() if x is not None}
+
 
 def saved(
     subject: Subject, tuned: TunedSubject | None, rights: Rights, caption_text: str, encoder_identity: str = ""
@@ -109,129 +133,141 @@ def saved(
         caption = cross, more.get("pooled_output")
     encoding = subject.encoding
     return SavedSubject(
-        subject.picture,
-        subject.mask,
-        subject.latent,
-        caption,
-        subject.noise_seed,
-        rights,
-        caption_text,
-        None if tuned is None else {name: getattr(tuned, name) for name in TUNING},
-        tuned.words if tuned else {},
-        None if encoding is None else (encoding.tokens, encoding.without),
-        "" if encoding is None else encoding.encoder.name,
-        encoder_identity,
+        picture=subject.picture,
+        mask=subject.mask,
+        latent=subject.latent,
+        caption=caption,
+        noise_seed=subject.noise_seed,
+        rights=rights,
+        caption_text=caption_text,
+        tuning=None if tuned is None else {name: getattr(tuned, name) for name in TUNING},
+        words=tuned.words if tuned else {},
+        encoding=None if encoding is None else (encoding.tokens, encoding.without),
+        encoder_name="" if encoding is None else encoding.encoder.name,
+        encoder_identity=encoder_identity,
     )
 
 
 def to_file(content: SavedSubject) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata."""
-    tensors = {"picture": content.picture, "mask": content.mask, "latent": content.latent}
-    for name, pair in (("caption", content.caption), ("encoding", content.encoding)):
-        first, second = pair or (None, None)
-        tensors |= {f"{name}.{FIRST[name]}": first, f"{name}.{SECOND[name]}": second}
-    tensors |= {f"word.{name}": word for name, word in content.words.items()}
     plain = {
         "noise_seed": content.noise_seed,
         "caption_text": content.caption_text,
         "rights": asdict(content.rights),
-        "tuning": content.tuning,
+        "tuning": None if content.tuning is None else dict(content.tuning),
         "encoder_name": content.encoder_name,
         "encoder_identity": content.encoder_identity,
     }
     metadata = {"format": FORMAT, "version": VERSION, "subject": json.dumps(plain, ensure_ascii=False)}
-    return {k: x.detach().cpu().contiguous().clone() for k, x in tensors.items() if x is not None}, metadata
+    return {name: x.detach().cpu().contiguous().clone() for name, x in content.tensors().items()}, metadata
 
 
 def from_file(path: str | os.PathLike[str]) -> SavedSubject:
     """What a file holds. Raises ValueError, in one sentence that names it, for one that is no whole subject."""
-    name = Path(path).name
+    name = shown(Path(path).name)
     try:
         if Path(path).stat().st_size > LARGEST_FILE:
-            raise ValueError(f"is larger than {LARGEST_FILE >> 20} MiB, which no subject is")
-        with safe_open(path, framework="pt", device="cpu") as file:
-            plain = _plain(file.metadata() or {})
-            _check_shapes({key: file.get_slice(key) for key in list(file.keys())})
-            tensors = {key: file.get_tensor(key).clone() for key in list(file.keys())}
-        return _built(tensors, plain)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"'{name}' is no whole safetensors file; take it anew from where it comes from.") from error
-    except ValueError as error:
-        raise ValueError(f"'{name}' {error}; save the subject anew with Save Subject.") from error
+            raise ValueError(f"the file is larger than {LARGEST_FILE >> 20} MiB, which no subject is")
+        tensors, metadata = read_whole(path)
+        return _built(tensors, _plain(metadata))
+    except (OSError, ValueError) as error:
+        why = str(error).rstrip(".")
+        raise ValueError(
+            f"'{name}' cannot be loaded as a subject: {why}; save the subject again with Save Subject."
+        ) from error
 
 
 def _plain(metadata: Mapping[str, str]) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
-        raise ValueError("is not a saved subject")
+        raise ValueError("it is not a saved subject")
     if metadata.get("version") != VERSION:
-        raise ValueError(f"is of version {metadata.get('version')!s:.20}, and this pack reads version {VERSION}")
-    try:
-        plain = json.loads(metadata.get("subject", ""))
-    except (ValueError, RecursionError):
-        plain = None
+        raise ValueError(f"it is of version {shown(metadata.get('version'), 20)}, and this pack reads {VERSION}")
+    plain = plain_json(metadata.get("subject"))
     if not isinstance(plain, dict) or not isinstance(plain.get("rights"), dict):
-        raise ValueError("does not say what it holds")
+        raise ValueError("it does not say what it holds")
     return plain
 
 
-def _check_shapes(slices: Mapping[str, Any]) -> None:
-    shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
-    height, width = (*shapes.get("picture", ()), 0, 0, 0)[1:3]
-    sides = all(SIDES[0] <= side <= SIDES[1] and side % SIZE_STEP == 0 for side in (height, width))
-    if not sides or shapes.get("latent", ())[2:] != (height // SIZE_STEP, width // SIZE_STEP):
-        raise ValueError("holds no picture and latent that go together")
-    for name, shape in shapes.items():
-        kind, _, part = name.partition(".")
-        known = {
-            "picture": shape == (1, height, width, 3),
-            "mask": shape == (1, height, width),
-            "latent": len(shape) == 4 and shape[0] == 1 and 0 < shape[1] <= 64,
-            "caption": part in ("cross", "pooled") and len(shape) == (3 if part == "cross" else 2) and shape[0] == 1,
-            "encoding": part in ("tokens", "without") and len(shape) == 3 and shape[0] == 1,
-            "word": 0 < len(part) <= 8 and part.isalnum() and len(shape) == 1,
-        }
-        if not known.get(kind, False) or slices[name].get_dtype() not in TYPES or 0 in shape:
-            raise ValueError(f"holds {name[:40]!r} of shape {shape}, which a subject does not have")
-
-
 def _built(tensors: dict[str, Tensor], plain: Mapping[str, Any]) -> SavedSubject:
-    bad = next((name for name, x in tensors.items() if not torch.isfinite(x).all()), None)
-    if bad is not None:
-        raise ValueError(f"holds values that are no numbers in {bad!r}")
-    for name in ("picture", "mask"):
-        if name in tensors and not (tensors[name].min() >= 0 and tensors[name].max() <= 1):
-            raise ValueError(f"holds a {name} that is not in 0..1")
-    rights = {item.name: plain["rights"].get(item.name, "") for item in fields(Rights)}
-    noise_seed, caption_text = plain.get("noise_seed"), plain.get("caption_text", "")
-    encoder = [plain.get(name, "") for name in ("encoder_name", "encoder_identity")]
-    if not isinstance(noise_seed, int) or not 0 <= noise_seed < 2**64:
-        raise ValueError("holds no noise seed")
-    if not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in (caption_text, *encoder)):
-        raise ValueError("holds a text that is too long, or none")
+    tuning = plain.get("tuning")
+    if isinstance(tuning, dict):
+        tuning = {name: tuning[name] for name in TUNING if name in tuning}  # what a newer version may add is left out
     pairs: dict[str, tuple[Tensor, Tensor | None] | None] = {}
     for name in FIRST:
-        first, second = tensors.get(f"{name}.{FIRST[name]}"), tensors.get(f"{name}.{SECOND[name]}")
+        first, second = (tensors.pop(f"{name}.{part[name]}", None) for part in (FIRST, SECOND))
+        if first is None and second is not None:
+            raise ValueError(f"it holds half of its {name}")
         pairs[name] = None if first is None else (first, second)
+    picture, mask, latent = (tensors.pop(name, None) for name in ("picture", "mask", "latent"))
+    if picture is None or latent is None:
+        raise ValueError("it holds no picture and latent that go together")
+    strange = next((name for name in tensors if not name.startswith("word.")), None)
+    if strange is not None:
+        raise ValueError(f"it holds '{shown(strange, 40)}', which a subject does not have")
     return SavedSubject(
-        tensors["picture"],
-        tensors.get("mask"),
-        tensors["latent"],
-        pairs["caption"],
-        noise_seed,
-        Rights(**rights),
-        caption_text,
-        _tuning(plain.get("tuning")),
-        {name.removeprefix("word."): x for name, x in tensors.items() if name.startswith("word.")},
-        pairs["encoding"],
-        *encoder,
+        picture=picture,
+        mask=mask,
+        latent=latent,
+        caption=pairs["caption"],
+        noise_seed=plain.get("noise_seed", -1),  # checked there, as all the rest is
+        rights=Rights(**{item.name: plain["rights"].get(item.name, "") for item in fields(Rights)}),
+        caption_text=plain.get("caption_text", ""),
+        tuning=tuning,
+        words={name.removeprefix("word."): x for name, x in tensors.items()},
+        encoding=pairs["encoding"],
+        encoder_name=plain.get("encoder_name", ""),
+        encoder_identity=plain.get("encoder_identity", ""),
     )
 
 
-def _tuning(found: Any) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in TUNING.items()):
-        raise ValueError("does not say how it was tuned")
-    if any(len(str(found[name])) > LONGEST_TEXT for name in TUNING):
-        raise ValueError("holds a text that is too long")
-    return {name: found[name] for name in TUNING}
+def _check_shapes(tensors: Mapping[str, Tensor]) -> None:
+    """Names, shapes and types, and the bytes of all together."""
+    height, width = (*tensors["picture"].shape, 0, 0, 0)[1:3]
+    grid = (height // SIZE_STEP, width // SIZE_STEP)
+    if not all(SIDES[0] <= side <= SIDES[1] and side % SIZE_STEP == 0 for side in (height, width)):
+        raise ValueError(
+            f"the picture's sides must be multiples of {SIZE_STEP} in {SIDES[0]}..{SIDES[1]} pixels, but it has the "
+            f"shape {_shape(tensors['picture'])}."
+        )
+    if tensors["latent"].shape[2:] != grid:
+        raise ValueError(f"the picture and latent must go together, but the latent is {_shape(tensors['latent'])}.")
+    for name, x in tensors.items():
+        kind, _, part = name.partition(".")
+        fits = {
+            "picture": x.shape == (1, height, width, 3),
+            "mask": x.shape == (1, height, width),
+            "latent": x.ndim == 4 and len(x) == 1 and x.shape[1] <= CHANNELS,
+            "caption": x.ndim == (3 if part == "cross" else 2) and len(x) == 1,
+            "encoding": x.ndim == 3 and len(x) == 1,
+            "word": 0 < len(part) <= 8 and part.isalnum() and x.ndim == 1,
+        }[kind]
+        if not fits or x.dtype not in TYPES or x.numel() == 0:
+            raise ValueError(
+                f"'{shown(name, 40)}' of a subject cannot be of shape {_shape(x)} and type {x.dtype}; encode the "
+                "picture again."
+            )
+    if sum(x.nbytes for x in tensors.values()) > LARGEST_FILE - 2**20:
+        raise ValueError(f"the subject is larger than {LARGEST_FILE >> 20} MiB; encode it at a smaller resolution.")
+
+
+def _shape(x: Tensor) -> str:
+    return shown("x".join(map(str, x.shape[:8])) + ("x..." if x.ndim > 8 else "") or "a single number")
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    bad = next((name for name, x in tensors.items() if not torch.isfinite(x).all()), None)
+    if bad is not None:
+        raise ValueError(f"the values in '{shown(bad, 40)}' are no numbers; encode the picture again.")
+    for name in ("picture", "mask"):
+        if name in tensors and not (tensors[name].min() >= 0 and tensors[name].max() <= 1):
+            raise ValueError(f"the {name} has values that are not in 0..1; encode the picture again.")
+
+
+def _check_tuning(tuning: Any) -> None:
+    if not isinstance(tuning, Mapping) or set(tuning) != set(TUNING):
+        raise ValueError("it does not say how it was tuned")
+    checked_name(tuning["name"], "tuned subject's name")
+    checked_class_word(tuning["class_word"])
+    checked_text("the LoRA's hash", tuning["lora_hash"], 64)
+    if type(tuning["steps"]) is not int or not 0 <= tuning["steps"] <= MOST_STEPS:
+        raise ValueError(f"the steps of its tuning must be a whole number, but are {shown(tuning['steps'])}")

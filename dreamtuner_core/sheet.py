@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+from .letters import put, wrapped
 
 PAPER, INK, FAINT = (255, 255, 255), (24, 24, 28), (110, 110, 118)
 PASSED, FAILED = (0, 114, 178), (196, 78, 0)  # blue and vermilion (Okabe and Ito), told apart by every eye
@@ -32,14 +32,14 @@ def contact_sheet(cells: Sequence[Cell], title: str = "", columns: int | None = 
     columns = columns or len(cells)
     rows = -(-len(cells) // columns)
     width = columns * (side + GAP) + GAP
-    head = textwrap.wrap(written(title), max(1, width // (TITLE // 2)))
+    head = wrapped(title, TITLE, width - 2 * GAP)
     top = GAP + len(head) * (TITLE + 6)
     lines = max((2 if cell.note else bool(cell.label)) for cell in cells)
     row_height = side + lines * (TEXT + 6) + GAP
     sheet = Image.new("RGB", (width, top + rows * row_height), PAPER)
     pen = ImageDraw.Draw(sheet)
     for line, text in enumerate(head):
-        pen.text((GAP, GAP // 2 + line * (TITLE + 6)), text, INK, ImageFont.load_default(TITLE))
+        put(pen, (GAP, GAP // 2 + line * (TITLE + 6)), text, TITLE, INK, width - 2 * GAP)
     for number, cell in enumerate(cells):
         row, column = divmod(number, columns)
         left, y = GAP + column * (side + GAP), top + row * row_height
@@ -48,8 +48,8 @@ def contact_sheet(cells: Sequence[Cell], title: str = "", columns: int | None = 
         sheet.paste(picture, corner)
         if cell.passed is not None:
             _badge(pen, corner, cell.passed)
-        pen.text((left, y + side + 4), written(cell.label), INK, ImageFont.load_default(TEXT))
-        pen.text((left, y + side + TEXT + 8), written(cell.note), FAINT, ImageFont.load_default(TEXT - 2))
+        put(pen, (left, y + side + 4), cell.label, TEXT, INK, side)
+        put(pen, (left, y + side + TEXT + 8), cell.note, TEXT - 2, FAINT, side)
     return sheet
 
 
@@ -84,13 +84,6 @@ def _checkerboard(size: tuple[int, int]) -> Image.Image:
         for x in range((y // tile % 2) * tile, size[0], 2 * tile):
             pen.rectangle((x, y, x + tile - 1, y + tile - 1), (222, 222, 226, 255))
     return board
-
-
-def written(text: str) -> str:
-    """What Pillow's built-in letters can write: accents left out, a question mark for each other letter."""
-    typed = text.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-", 0x2014: "-"})
-    bare = "".join(letter for letter in unicodedata.normalize("NFKD", typed) if not unicodedata.combining(letter))
-    return bare.encode("ascii", "replace").decode("ascii")
 
 
 def as_image(picture: Tensor) -> Image.Image:

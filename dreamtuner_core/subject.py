@@ -51,7 +51,11 @@ class Subject:
 
 
 def to_grid(mask: Tensor, height: int, width: int) -> Tensor:
-    """Bring a mask [1, H, W] to a grid of tokens by area: [height * width]."""
+    """Bring a mask [1, H, W] to a grid of tokens: [height * width], each the mean over the pixels that it touches.
+
+    Whole pixels: where the sides do not divide, windows of neighbours share a row or column, as the fields of the
+    U-Net's stride-2 convolutions do on a grid of odd side. Exact shares of pixels would differ by that much at edges.
+    """
     return F.adaptive_avg_pool2d(mask.float(), (height, width)).flatten()
 
 

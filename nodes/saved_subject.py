@@ -5,10 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..dreamtuner_core.host.encoder.load import LoadedEncoder
 from ..dreamtuner_core.host.subject.rights import tell_rights, today
 from ..dreamtuner_core.host.subject.saved import SUBJECTS, load_subject, save_subject
 from ..dreamtuner_core.saved_subject import Rights
-from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
+from ..dreamtuner_core.subject import Subject
+from ..dreamtuner_core.texts import checked_text
+from ..dreamtuner_core.tuned_subject import TunedSubject
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, expected, named_errors
 from .subject_tuning import TunedSubjectSocket
 
 
@@ -53,7 +57,11 @@ class SaveSubject(io.ComfyNode):
         cls, subject, name, tuned_subject=None, caption_text="", owner="", allowed_uses="", until=""
     ) -> io.NodeOutput:
         with named_errors("Save Subject"):
-            rights = Rights(owner.strip(), allowed_uses.strip(), until.strip())
+            expected(subject, Subject, "subject", "Encode Subject Image or Load Subject")
+            if tuned_subject is not None:
+                expected(tuned_subject, TunedSubject, "tuned_subject", "Subject Tuning or Load Subject")
+            texts = {"owner": owner, "allowed_uses": allowed_uses, "until": until}
+            rights = Rights(**{name: checked_text(name, text).strip() for name, text in texts.items()})
             return io.NodeOutput(save_subject(subject, name, tuned_subject, rights, caption_text).name)
 
 
@@ -90,6 +98,8 @@ class LoadSubject(io.ComfyNode):
     @classmethod
     def execute(cls, file, subject_encoder=None) -> io.NodeOutput:
         with named_errors("Load Subject"):
+            if subject_encoder is not None:
+                expected(subject_encoder, LoadedEncoder, "subject_encoder", "Load Subject Encoder")
             subject, tuned = load_subject(file, subject_encoder)
             tell_rights(subject, cls.hidden.prompt, cls.hidden.extra_pnginfo)
             missing = ExecutionBlocker(f"Load Subject: '{file}' was not tuned; unlink its tuned_subject and phrase.")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import Field, fields
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..dreamtuner_core.host.tuning.job import tune_subject
-from ..dreamtuner_core.tuning.config import METHODS, PRECISIONS, REGULAR_FROM, TuningConfig
-from .common import CATEGORY, SubjectSocket, advanced, named_errors, schema
+from ..dreamtuner_core.host.tuning.files import is_to_be_written_again
+from ..dreamtuner_core.host.tuning.tune import tune_subject
+from ..dreamtuner_core.subject import Subject
+from ..dreamtuner_core.texts import misread_mentions
+from ..dreamtuner_core.tuning.config import TuningConfig
+from .common import CATEGORY, SubjectSocket, advanced, expected, named_errors, schema, strings_of
 
+log = logging.getLogger(__name__)
+ALWAYS_SHOWN = ("steps", "seed")
 TunedSubjectSocket = io.Custom("DREAMTUNER_TUNED_SUBJECT")
-DEFAULT = TuningConfig()
 
 
 class SubjectTuning(io.ComfyNode):
@@ -38,141 +46,56 @@ class SubjectTuning(io.ComfyNode):
                     default="my_subject",
                     tooltip="Of the LoRA and the embedding. In a prompt: the class word, then embedding:name.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=DEFAULT.steps,
-                    min=1,
-                    max=100000,
-                    tooltip="300 pleases, 800 is enough for most. More steps later go on from these.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Decides everything that chance decides here.",
-                ),
-                *_advanced(),
+                *(_input(setting) for setting in fields(TuningConfig) if setting.name in ALWAYS_SHOWN),
+                *advanced(*(_input(setting) for setting in fields(TuningConfig) if _is_advanced(setting))),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="With the LoRA loaded, as Load LoRA loads it."),
                 io.Clip.Output(display_name="clip", tooltip="With the LoRA loaded, as Load LoRA loads it."),
                 TunedSubjectSocket.Output(display_name="tuned_subject"),
                 io.Image.Output(display_name="report", tooltip="The loss, and what the model drew along the way."),
+                io.String.Output(display_name="phrase", tooltip="What a prompt says to mean it: teapot embedding:name"),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, name=None, steps=None, **_) -> bool:
+        """Whether a file of a finished tuning was deleted, so that it is written again. (Linked inputs are None.)"""
+        return isinstance(name, str) and isinstance(steps, int) and is_to_be_written_again(name, steps)
 
     @classmethod
     def execute(cls, model, clip, vae, subject, class_word, name, steps, seed, **options) -> io.NodeOutput:
         with named_errors("Subject Tuning"):
+            expected(subject, Subject, "subject", "Encode Subject Image or Load Subject")
             config = TuningConfig(steps=steps, seed=seed, **options)
-            return io.NodeOutput(
-                *tune_subject(model, clip, vae, subject, class_word, name, config, cls.hidden.unique_id)
-            )
+            node_id = cls.hidden.unique_id
+            tuned = tune_subject(model, clip, vae, subject, class_word, name, config, node_id)
+            for mention in misread_mentions(tuned.subject.name, strings_of(cls.hidden.prompt)):
+                log.warning(
+                    "DreamTuner: a prompt says '%s', which ComfyUI does not read as this subject; write "
+                    "'embedding:%s' with a space before and after it",
+                    mention,
+                    tuned.subject.name,
+                )
+            return io.NodeOutput(*tuned, tuned.subject.phrase)
 
 
-def _advanced() -> list[io.Input]:
-    return advanced(
-        io.Combo.Input(
-            "method",
-            options=list(METHODS),
-            default=DEFAULT.method,
-            optional=True,
-            tooltip="lora: small and quick. full: all layers, as in the paper; needs far more memory and disk.",
-        ),
-        io.Int.Input("rank", default=DEFAULT.rank, min=1, max=256, optional=True, tooltip="Size of the LoRA."),
-        io.Float.Input(
-            "learning_rate",
-            default=DEFAULT.learning_rate,
-            min=0.0,
-            max=1.0,
-            step=1e-7,
-            round=False,
-            optional=True,
-            tooltip="Of the model and the text encoder. 0 takes the method's own.",
-        ),
-        io.Float.Input(
-            "word_rate",
-            default=DEFAULT.word_rate,
-            min=0.0,
-            max=1.0,
-            step=1e-5,
-            round=False,
-            optional=True,
-            tooltip="Learning rate of the new word.",
-        ),
-        io.Int.Input(
-            "regular_pictures",
-            default=DEFAULT.regular_pictures,
-            min=0,
-            max=1024,
-            optional=True,
-            tooltip="Pictures that resemble the subject, drawn first, so that the class keeps its meaning. Kept on "
-            "disk for the next tuning.",
-        ),
-        io.Boolean.Input(
-            "text_encoder", default=DEFAULT.text_encoder, optional=True, tooltip="Whether the text encoder learns too."
-        ),
-        io.Boolean.Input(
-            "masked_loss",
-            default=DEFAULT.masked_loss,
-            optional=True,
-            tooltip="Learn from the subject alone, and not from the white around it.",
-        ),
-        io.Float.Input(
-            "min_snr",
-            default=DEFAULT.min_snr,
-            min=0.0,
-            max=1000.0,
-            step=0.5,
-            optional=True,
-            tooltip="Gamma of min-SNR weighting; 5 is usual, 0 is none.",
-        ),
-        io.Combo.Input(
-            "precision",
-            options=list(PRECISIONS),
-            default=DEFAULT.precision,
-            optional=True,
-            tooltip="What the model computes in; auto is bf16 where the GPU knows it, and fp32 for full. "
-            "What is learned is in fp32.",
-        ),
-        io.Boolean.Input(
-            "gradient_checkpointing",
-            default=DEFAULT.gradient_checkpointing,
-            optional=True,
-            tooltip="Needs much less memory, and a third more time. The result is the same.",
-        ),
-        io.Int.Input(
-            "accumulation",
-            default=DEFAULT.accumulation,
-            min=1,
-            max=64,
-            optional=True,
-            tooltip="Pairs of pictures to one step.",
-        ),
-        io.Int.Input(
-            "checkpoint_interval",
-            default=DEFAULT.checkpoint_interval,
-            min=1,
-            max=100000,
-            optional=True,
-            tooltip="Steps between two savings of the state, from which a killed tuning goes on.",
-        ),
-        io.Combo.Input(
-            "regular_from",
-            options=list(REGULAR_FROM),
-            default=DEFAULT.regular_from,
-            optional=True,
-            tooltip="What the regular pictures show. subject: what resembles it, as in the paper. class: the class as "
-            "the model draws it. both: half and half, which leaves the bare class more as it was.",
-        ),
-        io.Boolean.Input(
-            "encoder_resblocks",
-            default=DEFAULT.encoder_resblocks,
-            optional=True,
-            tooltip="Whether the subject encoder on the model learns too. The model must come through Apply Subject "
-            "Encoder with this subject. Gives a subject encoder of the same name.",
-        ),
-    )
+def _is_advanced(setting: Field) -> bool:
+    return bool(setting.metadata["tooltip"]) and setting.name not in ALWAYS_SHOWN
+
+
+def _input(setting: Field) -> io.Input:
+    """The widget of one setting, its range and tooltip from the setting itself."""
+    limits = setting.metadata
+    given: dict[str, Any] = {"default": setting.default, "tooltip": limits["tooltip"]}
+    given["optional"] = setting.name not in ALWAYS_SHOWN
+    if "options" in limits:
+        return io.Combo.Input(setting.name, options=list(limits["options"]), **given)
+    if isinstance(setting.default, bool):
+        return io.Boolean.Input(setting.name, **given)
+    given |= {"min": limits["low"], "max": limits["high"]}
+    if isinstance(setting.default, int):
+        return io.Int.Input(setting.name, control_after_generate=False if setting.name == "seed" else None, **given)
+    exact = {"round": False} if limits["step"] < 1e-3 else {}
+    return io.Float.Input(setting.name, step=limits["step"], **exact, **given)

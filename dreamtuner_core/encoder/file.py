@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..files import write_whole
+from ..files import check_header, plain_json, write_whole
+from ..texts import shown
 from .ip_adapter import IPAdapter, IPAdapterConfig, is_ip_adapter
 from .model import EncoderConfig, SubjectEncoder
 
@@ -64,20 +65,19 @@ def read(
     """
     name = Path(path).name
     try:
+        check_header(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             encoder, origin = _described(file, operations)
             weights = {key: file.get_tensor(key).clone() for key in list(file.keys())}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"'{name}' is no whole safetensors file ({_brief(error)}); take it anew from where it comes from."
+            f"'{name}' is no whole safetensors file ({shown(error)}); take it again from where it comes from."
         ) from error
     except ValueError as error:
         raise ValueError(f"'{name}' {error}") from error
     bad = next((key for key, weight in weights.items() if not torch.isfinite(weight).all()), None)
     if bad is not None:
-        raise ValueError(
-            f"'{name}' holds values that are no numbers (NaN or infinity, in {_brief(bad)}); it is spoilt."
-        )
+        raise ValueError(f"'{name}' holds values that are no numbers (NaN or infinity, in {shown(bad)}); it is spoilt.")
     if dtype is not None:
         weights = {key: weight.to(dtype) for key, weight in weights.items()}
     encoder.load_state_dict(weights, assign=True)
@@ -91,58 +91,55 @@ def _described(file: Any, operations: Any) -> tuple[SubjectEncoder | IPAdapter, 
         raise ValueError(f"has {len(keys)} weights, and no subject encoder has more than {MOST_WEIGHTS}.")
     slices = {key: file.get_slice(key) for key in keys}
     shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
-    strange = next((key for key, part in slices.items() if part.get_dtype() not in TYPES), None)
     origin = Origin()
     encoder: SubjectEncoder | IPAdapter
     if metadata.get("format") == FORMAT:
-        if metadata.get("version") != VERSION:
-            raise ValueError(
-                f"is of version {_brief(metadata.get('version'))}, and this pack reads {VERSION}; update it."
-            )
-        config, training = (_loads(metadata, key) for key in ("config", "training"))
-        origin = Origin(training, metadata.get("licence", ""))
-        try:
-            encoder = SubjectEncoder(EncoderConfig.from_dict(config), operations, device="meta")
-        except ValueError as error:
-            raise ValueError(f"has a configuration that cannot be built: {error}") from error
+        encoder, origin = _own(metadata, operations)
     elif is_ip_adapter(keys):
         encoder = IPAdapter(IPAdapterConfig.from_shapes(shapes), operations, device="meta")
     else:
         raise ValueError(
-            f"is no subject encoder (it begins with {_brief(keys[:1])}): expected one that DreamTuner's pre-training "
+            f"is no subject encoder (it begins with {shown(keys[:1])}): expected one that DreamTuner's pre-training "
             "saved, or an IP-Adapter of SD1.5 or SDXL (plain or plus)."
         )
-    if strange is not None:
-        raise ValueError(
-            f"holds {_brief(strange)} as {slices[strange].get_dtype()}, but weights must be one of "
-            f"{', '.join(sorted(TYPES))}."
-        )
+    _check_types({key: part.get_dtype() for key, part in slices.items()})
     _check_shapes(shapes, {key: tuple(weight.shape) for key, weight in encoder.state_dict().items()})
     return encoder, origin
+
+
+def _own(metadata: Mapping[str, str], operations: Any) -> tuple[SubjectEncoder, Origin]:
+    """What a file of DreamTuner's own pre-training says it holds."""
+    if metadata.get("version") != VERSION:
+        raise ValueError(f"is of version {shown(metadata.get('version'))}, and this pack reads {VERSION}; update it.")
+    config, training = (_loads(metadata, key) for key in ("config", "training"))
+    try:
+        encoder = SubjectEncoder(EncoderConfig.from_dict(config), operations, device="meta")
+    except ValueError as error:
+        raise ValueError(f"has a configuration that cannot be built: {error}") from error
+    return encoder, Origin(training, metadata.get("licence", ""))
+
+
+def _check_types(found: Mapping[str, str]) -> None:
+    strange = next((key for key, kind in found.items() if kind not in TYPES), None)
+    if strange is not None:
+        raise ValueError(
+            f"holds {shown(strange)} as {found[strange]}, but weights must be one of {', '.join(sorted(TYPES))}."
+        )
 
 
 def _check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
     missing, unknown = (sorted(a.keys() - b.keys()) for a, b in ((expected, found), (found, expected)))
     if missing:
-        raise ValueError(f"misses {len(missing)} of its {len(expected)} weights, such as {_brief(missing[0])}.")
+        raise ValueError(f"misses {len(missing)} of its {len(expected)} weights, such as {shown(missing[0])}.")
     if unknown:
-        raise ValueError(f"holds {len(unknown)} weights that its kind does not have, such as {_brief(unknown[0])}.")
+        raise ValueError(f"holds {len(unknown)} weights that its kind does not have, such as {shown(unknown[0])}.")
     for key, shape in expected.items():
         if found[key] != shape:
-            raise ValueError(f"holds {_brief(key)} of shape {_brief(found[key])}, but its kind has {shape}.")
+            raise ValueError(f"holds {shown(key)} of shape {shown(found[key])}, but its kind has {shape}.")
 
 
 def _loads(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    try:
-        value = json.loads(metadata.get(key, ""))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"has no readable {key} in its metadata; take it anew from where it comes from.") from error
+    value = plain_json(metadata.get(key))
     if not isinstance(value, dict):
-        raise ValueError(f"has no readable {key} in its metadata; take it anew from where it comes from.")
+        raise ValueError(f"has no readable {key} in its metadata; take it again from where it comes from.")
     return value
-
-
-def _brief(thing: object) -> str:
-    """In few words and on one line, whatever a file put into it."""
-    text = " ".join(str(thing).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

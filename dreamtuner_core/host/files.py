@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import re
+import secrets
 import tempfile
-import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import folder_paths
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import write_whole
+from ..files import read_whole, write_all_whole
+from ..texts import shown
 
 SUFFIX = ".safetensors"
+WINDOWS = {5: errno.EACCES, 32: errno.EACCES, 33: errno.EACCES, 39: errno.ENOSPC, 112: errno.ENOSPC}  # its own numbers
+SALT = secrets.token_bytes(16)  # of this process
 
 
 @dataclass(frozen=True)
@@ -45,65 +51,70 @@ class ModelFolder:
         path = folder_paths.get_full_path(self.name, file) if file in self.files() else None
         if path is None:
             raise ValueError(
-                f"there is no '{file!s:.80}' in models/{self.name}; choose one of the list, or put the file there."
+                f"there is no '{shown(file)}' in models/{self.name}; choose one of the list, or put the file there."
             )
         return Path(path)
 
     def fingerprint(self, file: str) -> str:
-        """What changes when the file does; empty where there is none."""
+        """What changes when the file does; empty where there is none.
+
+        The host writes it into each picture, so it says nothing of when or how large.
+        """
         try:
             found = self.path(file).stat()
         except (ValueError, OSError):
             return ""
-        return f"{found.st_mtime_ns} {found.st_size}"
+        return hashlib.sha256(SALT + f"{found.st_mtime_ns} {found.st_size}".encode()).hexdigest()[:16]
 
 
-FORBIDDEN = set('/\\<>:"|?*,()[]{}')  # what folders, Windows or a prompt's own grammar take for something else
-DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in (*range(10), "¹", "²", "³"))}
-LONGEST_NAME = 100  # bytes, as the file systems count
+class File(NamedTuple):
+    """A safetensors file to be written."""
 
+    path: Path
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
 
-def checked_name(name: str, what: str = "name") -> str:
-    """The name of a file to be, in one spelling. Raises ValueError for one that is no plain file name.
-
-    Letters of any language are welcome; no spaces, for `embedding:<name>` ends at the first one in a prompt.
-    """
-    name = unicodedata.normalize("NFC", name.strip())
-    why = ""
-    if not name:
-        why = "is empty"
-    elif set(name) & FORBIDDEN:
-        why = f"must not contain {' '.join(sorted(set(name) & FORBIDDEN))}"
-    elif any(c.isspace() for c in name) or not name.isprintable():
-        why = "must not contain spaces or invisible characters"
-    elif name.startswith(".") or name.endswith("."):
-        why = "must not begin or end with a dot"
-    elif name.split(".")[0].upper() in DEVICES:
-        why = "is the name of a device on Windows"
-    elif len(name.encode()) > LONGEST_NAME:
-        why = f"is longer than {LONGEST_NAME} bytes"
-    if why:
-        raise ValueError(f"the {what} {name[:40]!r} {why}; take a plain one, as 'rex' or 'blue_teapot'.")
-    return name
+    def save(self, path: Path) -> None:
+        save_file({name: x.contiguous() for name, x in self.tensors.items()}, path, dict(self.metadata))
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """One safetensors file: whole, or not at all. Raises ValueError, in one sentence, where the disk refuses."""
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_together([File(path, tensors, metadata)])
+
+
+def write_together(files: Sequence[File]) -> None:
+    """Files that belong together: all whole, or none of them changed. Raises ValueError as `write` does."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda unfinished: save_file(contiguous, unfinished, dict(metadata)))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(_refused(path, error)) from error
+        for file in files:
+            file.path.parent.mkdir(parents=True, exist_ok=True)
+        write_all_whole({file.path: file.save for file in files})
+    except (OSError, SafetensorError, UnicodeError) as error:
+        raise ValueError(_refused(files, error)) from error
 
 
-def _refused(path: Path, error: Exception) -> str:
+def _refused(files: Sequence[File], error: Exception) -> str:
+    """What happened and what to do, without the absolute path that the system's own words hold."""
+    where = ", ".join(place(file.path) for file in files)
     number = getattr(error, "errno", None)
-    if isinstance(error, PermissionError) or number == errno.EROFS:
-        return f"{path.parent} cannot be written; let ComfyUI write there, or make room for the file elsewhere."
-    if number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or isinstance(error, SafetensorError):
-        return f"{path} could not be written, the disk is full ({error}); make room and queue again."
-    return f"{path} could not be written ({error}); mend that and queue again."
+    if found := re.search(r"os error (\d+)", str(error)):  # so safetensors says what the system refused
+        number = WINDOWS.get(int(found[1]), int(found[1])) if os.name == "nt" else int(found[1])
+    if isinstance(error, PermissionError) or number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where} cannot be written; let ComfyUI write there, or end what has the file open, and queue again."
+    if number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return f"{where} could not be written because the disk is full; make room and queue again."
+    absolute = r"(?<!\w)(/|[A-Za-z]:[/\\])\S+"
+    why = shown(getattr(error, "strerror", None) or re.sub(absolute, "...", str(error)))
+    return f"{where} could not be written ({why}); mend that and queue again."
+
+
+def place(path: Path) -> str:
+    """Where a file is, in few words and without the names of this machine's folders: 'loras/rex.safetensors'."""
+    for root in (folder_paths.models_dir, folder_paths.get_user_directory()):
+        if path.is_relative_to(root):
+            inside = path.relative_to(root).as_posix()
+            return f"{Path(root).name}/{inside}" if Path(root).name == "user" else inside
+    return "/".join(path.parts[-2:])
 
 
 def check_writable(folder: Path) -> None:
@@ -113,15 +124,14 @@ def check_writable(folder: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".unfinished"):
             pass
     except OSError as error:
-        raise ValueError(_refused(folder / "file", error)) from error
+        raise ValueError(_refused([File(folder, {}, {})], error)) from error
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and metadata of a safetensors file; None where there is none, or not a whole one."""
+    """Tensors and metadata of a safetensors file, copied; None where there is none, or not a whole one."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in list(file.keys())}, file.metadata() or {}
-    except (OSError, SafetensorError):
+        return read_whole(path)
+    except ValueError:
         return None
 
 

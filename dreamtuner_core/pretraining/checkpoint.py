@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import write_whole
+from ..files import plain_json, read_whole, write_whole
 from .config import PretrainingConfig
 
 PATTERN = "step_*.safetensors"
@@ -46,11 +45,12 @@ def save(folder: Path, step: int, state: Mapping[str, Tensor], config: Pretraini
 def load(path: Path, config: PretrainingConfig) -> dict[str, Tensor]:
     """The state in that file. Raises ValueError, in one sentence, for one of other settings or a spoilt one."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            stored: dict[str, Any] = json.loads((file.metadata() or {}).get("outcome", "{}"))
-            state = {key: file.get_tensor(key) for key in list(file.keys())}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it, and the one before it is taken.") from error
+        state, metadata = read_whole(path)
+        stored = plain_json(metadata.get("outcome", "{}"))
+        if not isinstance(stored, dict):
+            raise ValueError("does not say of what settings it is")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: it {error}; remove it, and the one before it is taken.") from error
     asked = config.outcome()
     for name in sorted(asked | stored):
         if asked.get(name) != stored.get(name):

@@ -17,7 +17,7 @@ else:
 PRECISIONS = ("bf16", "fp32")
 RUN_UNCHANGED = (
     *("folder", "checkpoint", "controlnet", "clip_vision", "tower", "steps", "accumulation", "gradient_checkpointing"),
-    *("workers", "save_every", "keep", "log_every", "sheet_every", "sheet_rows", "licence"),
+    *("workers", "allow_commands", "save_every", "keep", "log_every", "sheet_every", "sheet_rows", "licence"),
 )
 """Fields that may change when a run is resumed: where things lie, and how far or how it runs."""
 
@@ -71,7 +71,8 @@ class PretrainingConfig:
     elastic, blur: probabilities; rotation: degrees either way; scale_low, scale_high: of the framed subject.
 
     Data. side: pixels of the square picture. latents: whether the samples hold its latent, so that no VAE is run.
-    shuffle: samples held by each stream. workers: of each process, which read.
+    shuffle: samples held by each stream. workers: of each process, which read. allow_commands: whether shards may name
+    commands to run (`pipe:`, and the addresses that WebDataset fetches by one).
     """
 
     checkpoint: str
@@ -107,6 +108,7 @@ class PretrainingConfig:
     blur: float = 0.3
     res_blocks: int = 2
     shuffle: int = 100
+    allow_commands: bool = False
     workers: int = 4
     save_every: int = 1000
     keep: int = 3
@@ -132,7 +134,7 @@ class PretrainingConfig:
             raise ValueError(f"shards must be a list of names, but is {self.shards!r:.60}.")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, but is {self.precision!r:.60}.")
-        for name in ("gradient_checkpointing", "latents"):
+        for name in ("gradient_checkpointing", "latents", "allow_commands"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, but is {getattr(self, name)!r:.60}.")
         if bool(self.clip_vision) == bool(self.tower):
@@ -176,7 +178,7 @@ def read_config(path: Path, **changed: Any) -> PretrainingConfig:
     """
     try:
         told = tomllib.loads(path.read_text()) | changed
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as TOML ({error}).") from error
     known = {field.name for field in fields(PretrainingConfig)}
     if unknown := sorted(told.keys() - known):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import logging
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..subject import PRESENT, frame
+from ..texts import shown
 from ..tuning.pairs import generator
 from .augment import Augmentation
 from .config import PretrainingConfig
@@ -150,13 +152,34 @@ class Rows(IterableDataset):
             yield error
 
 
+def addresses(config: PretrainingConfig) -> list[str]:
+    """The shards, braces expanded. Raises ValueError for one that would run a command, where none is allowed."""
+    urls = [url for shard in config.shards for url in braceexpand(shard)]
+    command = next((url for url in urls if _runs_a_command(url)), None)
+    if command is not None and not config.allow_commands:
+        raise ValueError(
+            f"the shard '{shown(command)}' makes WebDataset run a command, which a config must allow; look at it, and "
+            "set allow_commands = true if you trust it."
+        )
+    return urls
+
+
+def _runs_a_command(url: str) -> bool:
+    """Whether opening it runs more than what is known here: a file, or curl on a plain address."""
+    url = re.sub(r"^[\x00-\x20]+|[\t\r\n]", "", url)  # as urllib reads it
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", url)  # a single letter is a drive of Windows
+    if scheme is None or scheme[1] == "file":
+        return False
+    return re.fullmatch(r"https?://[^\s'\"\\`$]+", url) is None
+
+
 def stream(config: PretrainingConfig, tower_side: int, number: int, step: int, place: Place) -> Iterator[Row]:
     """Row `number` of that step and of every later one; place: where the stream was left.
 
     What cannot be read is counted and skipped, and the first such thing of each pass through a shard is told in the
     log. Raises ValueError when nothing can be read any more.
     """
-    urls = [url for shard in config.shards for url in braceexpand(shard)]
+    urls = addresses(config)
     skipped, chances = place.skipped, ("flip", "rotation", "scale_low", "scale_high", "elastic", "blur")
     augmented = Augmentation(tower_side, **{name: getattr(config, name) for name in chances})
     fruitless, trouble = 0, "they are empty"
@@ -206,7 +229,7 @@ def _samples(url: str, held: int, chance: random.Random) -> Iterator[Sample | Ex
 
 def usable(config: PretrainingConfig, tower_side: int) -> list[Row]:
     """The first few samples that can be read, not augmented: the rows of every sheet. Raises ValueError for none."""
-    urls, rows = [url for shard in config.shards for url in braceexpand(shard)], list[Row]()
+    urls, rows = addresses(config), list[Row]()
     samples = webdataset.DataPipeline(
         webdataset.SimpleShardList(urls), webdataset.tarfile_to_samples(handler=webdataset.ignore_and_continue)
     )

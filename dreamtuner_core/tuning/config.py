@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from ..texts import shown
 
 METHODS = ("lora", "full")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -21,56 +23,79 @@ ADDED = {"encoder_resblocks": False}
 """Settings that came later, at what was done before them: left so, a tuning begun before them goes on."""
 
 
+def _setting(default: Any, tooltip: str = "", **limits: Any) -> Any:
+    """A setting, once and for all. tooltip: for the node's input of that name; without one there is no such input.
+
+    low, high: its range. options: its choices. step: of the page's widget.
+    """
+    return field(default=default, metadata={"tooltip": tooltip, **limits})
+
+
 @dataclass(frozen=True)
 class TuningConfig:
     """Settings of one tuning. Raises ValueError, in one sentence, for a value out of range.
 
-    learning_rate: of U-Net and text encoder; 0 takes the method's own from RATES. word_rate: of S*.
-    rank: of the LoRA, whose alpha equals it. regular_pictures: 0 is tuning without a prior.
-    regular_from: "subject" makes them resemble it (the paper); "class" draws the bare class (plain DreamBooth); "both"
-    is half and half, those that resemble it told what drew them, its caption (ours).
-    prior_weight: of the regular pictures' loss. masked_loss: count the reference's error on the subject alone.
-    min_snr: gamma of min-SNR weighting; 0 is none. accumulation: pairs to one step.
-    encoder_resblocks: whether the ResBlocks of the model's subject encoder learn too.
+    learning_rate: of U-Net and text encoder; 0 takes the method's own from RATES. rank: of the LoRA; alpha equals it.
+    regular_pictures: 0 is tuning without a prior. regular_from: "subject" makes them resemble it (the paper); "class"
+    draws the bare class (plain DreamBooth); "both" is half and half, and those that resemble it are trained with the
+    caption that drew them (ours). min_snr: gamma of min-SNR weighting; 0 is none. accumulation: pairs to one step.
+    encoder_resblocks: whether the ResBlocks of the model's subject encoder learn too. prior_weight: of the regular
+    pictures' loss.
     """
 
-    steps: int = 400
-    seed: int = 0
-    method: str = "lora"
-    rank: int = 16
-    learning_rate: float = 0.0
-    word_rate: float = 5e-3
-    regular_pictures: int = 32
-    regular_from: str = "subject"
-    prior_weight: float = 1.0
-    text_encoder: bool = True
-    masked_loss: bool = False
-    min_snr: float = 0.0
-    precision: str = "auto"
-    gradient_checkpointing: bool = True
-    accumulation: int = 1
-    checkpoint_interval: int = 100
-    encoder_resblocks: bool = False
+    steps: int = _setting(
+        400, "300 pleases, 800 is enough for most. More steps later go on from these.", low=1, high=100_000
+    )
+    seed: int = _setting(0, "Decides everything that chance decides here.", low=0, high=2**64 - 1)
+    method: str = _setting(
+        "lora",
+        "lora: small and quick. full: all layers, as in the paper; needs far more memory and disk.",
+        options=METHODS,
+    )
+    rank: int = _setting(16, "Size of the LoRA.", low=1, high=256)
+    learning_rate: float = _setting(
+        0.0, "Of the model and the text encoder. 0 takes the method's own.", low=0.0, high=1.0, step=1e-7
+    )
+    word_rate: float = _setting(5e-3, "Learning rate of the new word.", low=0.0, high=1.0, step=1e-5)
+    regular_pictures: int = _setting(
+        32,
+        "Pictures that resemble the subject, drawn first, so that the class keeps its meaning. Kept on disk for the "
+        "next tuning.",
+        low=0,
+        high=1024,
+    )
+    text_encoder: bool = _setting(True, "Whether the text encoder learns too.")
+    masked_loss: bool = _setting(False, "Learn from the subject alone, and not from the white around it.")
+    min_snr: float = _setting(0.0, "Gamma of min-SNR weighting; 5 is usual, 0 is none.", low=0.0, high=1000.0, step=0.5)
+    precision: str = _setting(
+        "auto",
+        "What the model computes in; auto is bf16 where the GPU knows it, and fp32 for full. What is learned is in "
+        "fp32.",
+        options=PRECISIONS,
+    )
+    gradient_checkpointing: bool = _setting(
+        True, "Needs much less memory, and a third more time. The result is the same."
+    )
+    accumulation: int = _setting(1, "Pairs of pictures to one step.", low=1, high=64)
+    checkpoint_interval: int = _setting(
+        100, "Steps between two savings of the state, from which a killed tuning goes on.", low=1, high=100_000
+    )
+    regular_from: str = _setting(
+        "subject",
+        "What the regular pictures show. subject: what resembles it, as in the paper. class: the class as the model "
+        "draws it. both: half and half, which leaves the bare class more as it was.",
+        options=REGULAR_FROM,
+    )
+    encoder_resblocks: bool = _setting(
+        False,
+        "Whether the subject encoder on the model learns too. The model must come through Apply Subject Encoder with "
+        "this subject. Gives a subject encoder of the same name.",
+    )
+    prior_weight: float = _setting(1.0, low=0.0, high=100.0)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("steps", 1, 100_000),
-            ("seed", 0, 2**64 - 1),
-            ("rank", 1, 256),
-            ("learning_rate", 0.0, 1.0),
-            ("word_rate", 0.0, 1.0),
-            ("regular_pictures", 0, 1024),
-            ("prior_weight", 0.0, 100.0),
-            ("min_snr", 0.0, 1000.0),
-            ("accumulation", 1, 64),
-            ("checkpoint_interval", 1, 100_000),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:  # NaN too
-                raise ValueError(f"{name} must be between {low:g} and {high:g}, but is {value:g}.")
-        for name, known in (("method", METHODS), ("precision", PRECISIONS), ("regular_from", REGULAR_FROM)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}.")
+        for setting in fields(self):
+            _check(setting.name, getattr(self, setting.name), setting.default, **setting.metadata)
 
     @property
     def rate(self) -> float:
@@ -95,6 +120,29 @@ class TuningConfig:
         settings = asdict(self) | {"learning_rate": self.rate}
         as_before = {name for name, before in ADDED.items() if settings[name] == before}
         return {name: value for name, value in settings.items() if name not in {*OUTCOME_UNCHANGED, *as_before}}
+
+
+def _check(
+    name: str,
+    value: Any,
+    default: Any,
+    low: float | None = None,
+    high: float | None = None,
+    options: Sequence[str] | None = None,
+    **_: Any,
+) -> None:
+    """Raise ValueError for a value of another kind than the default, or out of range."""
+    said = shown(value, 40)
+    if options is not None:
+        if value not in options:
+            raise ValueError(f"{name} must be one of {', '.join(options)}, but is '{said}'; choose one of these.")
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, but is '{said}'; set one of these.")
+    else:
+        kinds, kind = ((int,), "a whole number") if isinstance(default, int) else ((int, float), "a number")
+        if type(value) not in kinds or not low <= value <= high:  # NaN too
+            raise ValueError(f"{name} must be {kind} between {low:g} and {high:g}, but is '{said}'; set one in range.")
 
 
 def warm_up(step: int, steps: int = 10) -> float:

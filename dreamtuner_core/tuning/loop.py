@@ -111,9 +111,7 @@ class Tuning:
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state. Raises ValueError, with nothing changed, for one of another tuning."""
-        kept = {f"parameter.{name}": p.shape for name, p in self.parameters.items()}
-        found = {name: x.shape for name, x in state.items() if name.startswith("parameter.")}
-        if found != kept or "losses" not in state:
+        if not self._is_own(state):
             raise ValueError("the checkpoint holds other parameters than this tuning trains.")
         for name, parameter in self.parameters.items():
             parameter.copy_(state[f"parameter.{name}"])
@@ -123,3 +121,21 @@ class Tuning:
                 key: x.clone() if key == "step" else x.to(parameter.device, copy=True) for key, x in moments.items()
             }
         self.losses = state["losses"].tolist()
+
+    def _is_own(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether the state is whole and of just these parameters: names, shapes and types."""
+        wanted = {f"parameter.{name}": p for name, p in self.parameters.items()}
+        moments = {
+            f"optimizer.{name}.{key}": torch.zeros(()) if key == "step" else p
+            for name, p in self.parameters.items()
+            for key in MOMENTS
+            if len(state.get("losses", ()))
+        }
+        losses = state.get("losses")
+        return (
+            losses is not None
+            and losses.ndim == 1
+            and losses.dtype == torch.float64
+            and {*state} == {"losses", *wanted, *moments}
+            and all((state[n].shape, state[n].dtype) == (x.shape, x.dtype) for n, x in (wanted | moments).items())
+        )

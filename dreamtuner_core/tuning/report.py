@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..sheet import GAP, INK, PAPER, Cell, as_image, as_tensor, contact_sheet, written
+from ..letters import put
+from ..sheet import GAP, INK, PAPER, Cell, as_image, as_tensor, contact_sheet
 
 WIDTH, PLOT_HEIGHT, CAPTION = 768, 240, 16
 DARK, PALE, GRID = (20, 60, 160), (178, 196, 232), (228, 228, 228)
@@ -26,7 +27,7 @@ def report(title: str, losses: Sequence[float], samples: Mapping[int, Tensor], c
     """[1, H, W, 3] in 0..1. samples: by step, [len(columns), h, w, 3] in 0..255 (uint8)."""
     plot = Image.new("RGB", (WIDTH, PLOT_HEIGHT + 3 * CAPTION), PAPER)
     pen = ImageDraw.Draw(plot)
-    pen.text((GAP, 2), written(title), INK, ImageFont.load_default())
+    put(pen, (GAP, 2), title, 12, INK, WIDTH - 2 * GAP)
     _plot(pen, losses, (GAP, CAPTION + 2, WIDTH - GAP, CAPTION + PLOT_HEIGHT))
     if not samples:
         return as_tensor(plot)

@@ -49,7 +49,7 @@ class Tuned:
         name = f"{case.kind}_{case.seed}_{case.number}_{kind}_{studio.weights}"
         subject = reference.encoded(self.encoder) if self.encoder else reference.subject()
         with mock.patch.object(comfy.utils, "PROGRESS_BAR_ENABLED", False):
-            tuned = studio.core.host.tuning.job.tune_subject(model, clip, studio.vae, subject, case.kind, name, config)
+            tuned = studio.core.host.tuning.tune.tune_subject(model, clip, studio.vae, subject, case.kind, name, config)
         said = [with_word(prompt, case.kind, tuned.subject.phrase) for prompt in prompts] if self.named else prompts
         if not self.weight:
             return tuned.model, tuned.clip, said

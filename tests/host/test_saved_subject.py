@@ -132,6 +132,8 @@ def plain(change: dict) -> Any:
     return apply
 
 
+TUNED = {"class_word": "teapot", "name": "pot", "lora_hash": "0" * 64, "steps": 3}
+
 HOSTILE = {
     "another format": (lambda t, m: m.update(format="x"), "not a saved subject"),
     "newer version": (lambda t, m: m.update(version="9"), "version 9"),
@@ -150,7 +152,11 @@ HOSTILE = {
     "rights of another kind": (plain({"rights": {"owner": 7}}), "owner"),
     "rights without an end": (plain({"rights": {"until": "soon"}}), "until"),
     "tuning": (plain({"tuning": {"name": 1}}), "tuned"),
-    "long text": (plain({"caption_text": "x" * 5000}), "too long"),
+    "long text": (plain({"caption_text": "x" * 5000}), "at most 4000"),
+    "an odd owner": (plain({"rights": {"owner": "a\ud800"}}), "owner must be plain text"),
+    "a terminal's colours": (plain({"caption_text": "\x1b[31m"}), "caption_text must be plain text"),
+    "a path for a name": (plain({"tuning": TUNED | {"name": "../x"}}), "name"),
+    "steps in words": (plain({"tuning": TUNED | {"steps": "many"}}), "steps"),
 }
 
 
@@ -163,6 +169,29 @@ def test_a_strangers_file_is_refused_in_one_sentence(base: Path, kind: str) -> N
         load_subject("pot.safetensors")
     assert "pot.safetensors" in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1
+    assert str(refusal.value).isprintable()
+    assert ".;" not in str(refusal.value)
+
+
+def test_a_graph_of_any_form_is_no_reason_to_fail(base: Path) -> None:
+    save_subject(subject(), "pot", rights=RIGHTS)
+    loaded, _ = load_subject("pot.safetensors")
+    load = {"class_type": "DreamTunerLoadSubject", "inputs": {"file": "pot.safetensors"}, "_meta": None}
+    prompt: Any = {"1": load, "2": None, "3": {"class_type": "DreamTunerLoadSubject", "inputs": None}, "4": {}}
+    extra: Any = {METADATA: "text"}
+    tell_rights(loaded, prompt, extra)
+    told = {"subject": "pot", **vars(RIGHTS)}
+    assert prompt["1"]["_meta"] == {METADATA: told}
+    assert extra == {METADATA: [told]}
+
+
+def test_nothing_of_the_files_times_is_in_the_pictures(base: Path) -> None:
+    path = save_subject(subject(), "pot")
+    before = LoadSubject.fingerprint_inputs("pot.safetensors")
+    for number in (path.stat().st_mtime_ns, path.stat().st_size, int(path.stat().st_mtime)):
+        assert str(number) not in before
+    path.touch()
+    assert LoadSubject.fingerprint_inputs("pot.safetensors") != before
 
 
 def test_a_file_that_is_none_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +259,7 @@ def test_nodes(base: Path) -> None:
     _, learned, phrase, rights = load("plain.safetensors")
     assert "not tuned" in learned.message
     assert rights == ""
-    with pytest.raises(ValueError, match="Save Subject: until"):
+    with pytest.raises(ValueError, match="Save Subject: until must be a day written as 2030-12-31"):
         SaveSubject.execute(of, "pot", until="tomorrow")
     assert LoadSubject.fingerprint_inputs("pot.safetensors") != LoadSubject.fingerprint_inputs("plain.safetensors")
     assert LoadSubject.fingerprint_inputs("../x") == ""

@@ -15,22 +15,25 @@ import comfy.utils
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host import files as host_files
-from dreamtuner_pack.dreamtuner_core.host.files import checked_name
 from dreamtuner_pack.dreamtuner_core.host.settings import KEY
 from dreamtuner_pack.dreamtuner_core.host.tuning import adapters as tuning_network
 from dreamtuner_pack.dreamtuner_core.host.tuning import files as tuning_files
-from dreamtuner_pack.dreamtuner_core.host.tuning import job as tuning
+from dreamtuner_pack.dreamtuner_core.host.tuning import job as tuning_job
 from dreamtuner_pack.dreamtuner_core.host.tuning import regular as regular_pictures
+from dreamtuner_pack.dreamtuner_core.host.tuning import store, tune
 from dreamtuner_pack.dreamtuner_core.host.tuning import train as tuning_run
 from dreamtuner_pack.dreamtuner_core.host.tuning.job import Job
+from dreamtuner_pack.dreamtuner_core.host.tuning.pairs import make_pairs
 from dreamtuner_pack.dreamtuner_core.host.tuning.train import Training
 from dreamtuner_pack.dreamtuner_core.saved_subject import OwnedSubject, Rights
+from dreamtuner_pack.dreamtuner_core.texts import checked_name
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig
 from dreamtuner_pack.dreamtuner_core.tuning.loop import Tuning
+from dreamtuner_pack.dreamtuner_core.tuning.report import report
 from families import text, tiny_model
 from graph import attend, sample
 from graph import subject as random_subject
-from safetensors.torch import load_file
+from tuning_ends import Stop, picture, same, stop_at, tensors
 from tuning_world import EMBEDDINGS, SETTINGS, STEPS, World, folders, tiny_clip
 
 import nodes
@@ -44,11 +47,6 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(tmp_path)
 
 
-def picture(model: Any, clip: Any, prompt: str) -> torch.Tensor:
-    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
-    return sample(model, encode(prompt), encode(""))
-
-
 def tuned_as_stock_nodes_load_it(world: World, method: str) -> tuple[Any, Any, torch.Tensor]:
     """Tune, and see that stock nodes draw the same: the tuning, what they loaded, and the picture."""
     prompt = "a photo of a dog embedding:rex, on grass"
@@ -60,30 +58,6 @@ def tuned_as_stock_nodes_load_it(world: World, method: str) -> tuple[Any, Any, t
     assert torch.equal(picture(world.model, world.clip, "a dog"), before), "the untouched model draws as before"
     assert not torch.equal(picture(tuned.model, tuned.clip, "a dog"), before), "something was learned"
     return tuned, stock, wanted
-
-
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    return {name: x.clone() for name, x in load_file(path).items()}
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = tensors(one), tensors(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-class Stop(Exception):
-    """Ends a tuning from inside, as a killed process does: nothing of the pack catches it by name."""
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException] = Stop) -> None:
-    advance = Tuning.advance
-
-    def until(self: Tuning) -> float:
-        if self.step == step:
-            raise error
-        return advance(self)
-
-    monkeypatch.setattr(Tuning, "advance", until)
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------
@@ -140,7 +114,7 @@ def test_names_in_the_lora_are_those_of_other_tools(world: World) -> None:
 def test_trained_model_is_the_model_that_is_saved(world: World) -> None:
     """The wrappers of the training, and the host's LoRA of the same numbers, predict alike."""
     job = Job(world.model, world.clip, world.vae, world.subject, "dog", "rex", TuningConfig(steps=2, **SETTINGS))
-    with Training(job, job.pairs()) as training:
+    with Training(job, make_pairs(job)) as training:
         training.run()
         training.load()
         trained = sample(training.unet.patcher, text("sd1", 1), text("sd1", 2))
@@ -213,37 +187,42 @@ def test_a_kernel_without_a_way_back_is_not_trained_through(world: World, monkey
             torch.testing.assert_close(learned[name], wanted[name], atol=1e-3, rtol=0.1)
 
 
-def test_copies_of_the_networks_learn_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the host streams weights a tuning has copies of its own (`resident`), and the given networks rest."""
+def streamed(patch: pytest.MonkeyPatch, patcher: Any, copy: Any) -> None:
+    """Make it what the newest hosts make of a model on an NVIDIA GPU. copy: loads it again, or fails to."""
+    plain = type(patcher)
 
-    def copied(patcher: Any) -> Any:
-        return tiny_model("sd1") if patcher.model is world.model.model else tiny_clip("sd1", EMBEDDINGS).patcher
+    class Streamed(plain):  # type: ignore[misc, valid-type]
+        def is_dynamic(self) -> bool:
+            return True
 
+        def clone(self, disable_dynamic: bool = False) -> Any:
+            return copy() if disable_dynamic else super().clone()
+
+        def add_weight_wrapper(self, *args: Any) -> None:
+            pytest.fail("small weights that stream take no wrapper")
+
+    patch.setattr(patcher, "__class__", Streamed)
+
+
+def test_streamed_networks_rest_and_their_copies_learn_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.tune("one")
-    monkeypatch.setattr(tuning_network, "resident", copied)
-    world.tune("two")
+    with monkeypatch.context() as patch:
+        streamed(patch, world.model, lambda: tiny_model("sd1"))
+        streamed(patch, world.clip.patcher, lambda: tiny_clip("sd1", EMBEDDINGS).patcher)
+        world.tune("two")
     assert same(world.loras / "one.safetensors", world.loras / "two.safetensors")
     assert same(world.embeddings / "one.safetensors", world.embeddings / "two.safetensors")
 
 
-def test_streamed_weights_are_copied_or_refused() -> None:
-    class Streamed:
-        def __init__(self, loader: bool) -> None:
-            self.loader = loader
+def test_streamed_weights_that_cannot_be_loaded_again_are_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Any:
+        raise RuntimeError("Cannot create non-dynamic delegate: cached_patcher_init is not initialized.")
 
-        def is_dynamic(self) -> bool:
-            return True
-
-        def clone(self, disable_dynamic: bool = False) -> str:
-            if disable_dynamic and not self.loader:
-                raise RuntimeError("Cannot create non-dynamic delegate: cached_patcher_init is not initialized.")
-            return "a copy" if disable_dynamic else "streamed"
-
-    given: Any = Streamed(loader=True)
-    assert tuning_network.resident(given) == "a copy"
-    given = Streamed(loader=False)
+    streamed(monkeypatch, world.model, refuse)
     with pytest.raises(ValueError, match=r"use Load Checkpoint, or start ComfyUI with --disable-dynamic-vram\.$"):
-        tuning_network.resident(given)
+        world.tune()
 
 
 def test_an_offloaded_weight_outlives_the_buffer_that_it_came_in() -> None:
@@ -256,7 +235,7 @@ def test_an_offloaded_weight_outlives_the_buffer_that_it_came_in() -> None:
 def test_auto_is_what_the_method_can_learn_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: True)
     found = {
-        (method, kind): tuning._precision(TuningConfig(method=method), torch.device(kind))
+        (method, kind): tuning_job._precision(TuningConfig(method=method), torch.device(kind))
         for method in ("lora", "full")
         for kind in ("cuda", "cpu")
     }
@@ -279,13 +258,18 @@ def test_training_works_in_a_lower_precision(world: World) -> None:
     assert world.model.model.manual_cast_dtype is None, "the model computes as before"
 
 
-def test_report(world: World) -> None:
+def test_report_shows_the_losses_and_samples_of_the_state(world: World) -> None:
     tuned = world.tune()
     state = tensors(world.own / "tuning" / "rex" / "state.safetensors")
     assert len(state["losses"]) == STEPS
     assert sorted(n for n in state if n.startswith("samples.")) == [f"samples.{i}" for i in range(STEPS + 1)]
-    assert tuned.report.ndim == 4
-    assert tuned.report.shape[3] == 3
+    wanted = report(
+        f"rex: a dog, {STEPS} steps, lora",
+        state["losses"].tolist(),
+        {step: state[f"samples.{step}"] for step in range(STEPS + 1)},
+        ["a dog rex", "a dog rex", "a dog"],
+    )
+    assert torch.equal(tuned.report, wanted)
 
 
 # --- regular pictures ------------------------------------------------------------------------------------------------
@@ -378,7 +362,7 @@ def test_half_of_the_class_and_half_resembling_are_told_what_drew_them(
     told.clear()
     job = Job(world.model, world.clip, world.vae, world.subject, "dog", "rex",
               TuningConfig(steps=8, **{**SETTINGS, "regular_pictures": 3, "regular_from": "both"}))  # fmt: skip
-    pairs = job.pairs()
+    pairs = make_pairs(job)
     assert sorted(p.name for p in resembling.iterdir()) == ["0000.safetensors", "0001.safetensors"], "they serve again"
     (of_class,) = set((world.own / "regular").iterdir()) - {resembling}
     assert [p.name for p in of_class.iterdir()] == ["0000.safetensors"]
@@ -487,7 +471,7 @@ def test_an_interrupt_among_regular_pictures_keeps_the_finished_ones(
 def test_unchanged_inputs_never_train_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first = world.tune()
     stop_at(monkeypatch, 0)
-    monkeypatch.setattr(Job, "pairs", lambda self: pytest.fail("nothing is to be drawn again"))
+    monkeypatch.setattr(tune, "make_pairs", lambda job: pytest.fail("nothing is to be drawn again"))
     again = world.tune()
     assert torch.equal(again.report, first.report)
     assert again.subject.lora_hash == first.subject.lora_hash
@@ -597,7 +581,7 @@ def test_no_trace_on_model_clip_and_chance(world: World, monkeypatch: pytest.Mon
 BAD_NAMES = {
     "": "empty", "   ": "empty", "../rex": "/", "a/b": "/", "a\\b": r"\\", "C:rex": ":", "CON": "device",
     "nul": "device", "Lpt1.x": "device", "COM¹": "device", ".rex": "dot", "rex.": "dot", "my rex": "spaces",
-    "rex\u202etxt": "invisible", "rex\x00": "invisible", "rex(1)": r"\(", "x" * 101: "longer", "ж" * 51: "longer",
+    "rex\u202etxt": "invisible", "rex\x00": "plain text", "rex(1)": r"\(", "x" * 101: "longer", "ж" * 51: "longer",
 }  # fmt: skip
 
 
@@ -652,7 +636,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(world: World, m
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(host_files.tempfile, "NamedTemporaryFile", refuse)
-    monkeypatch.setattr(Job, "train", lambda self: pytest.fail("it must not come to this"))
+    monkeypatch.setattr(tune, "train", lambda job: pytest.fail("it must not come to this"))
     with pytest.raises(ValueError, match="cannot be written"):
         world.tune()
 
@@ -725,5 +709,5 @@ def test_the_owners_word_is_in_the_files(world: World) -> None:
 
 
 def test_embedding_keys_are_the_hosts() -> None:
-    assert tuning_run.embedding_key("l", 1) == "emb_params"
-    assert tuning_run.embedding_key("g", 2) == "clip_g"
+    assert store.embedding_key("l", 1) == "emb_params"
+    assert store.embedding_key("g", 2) == "clip_g"

@@ -14,6 +14,7 @@ from dreamtuner_pack.dreamtuner_core.host.settings import KEY
 from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
 from dreamtuner_pack.dreamtuner_core.host.tuning.encoder import LEARNED
 from dreamtuner_pack.dreamtuner_core.host.tuning.job import Job
+from dreamtuner_pack.dreamtuner_core.host.tuning.pairs import make_pairs
 from dreamtuner_pack.dreamtuner_core.host.tuning.train import Training
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig, warm_up
 from families import tiny_model
@@ -21,9 +22,9 @@ from graph import attend, hard_mask
 from graph import subject as random_subject
 from plain_encoder import file_name, sea, tiny_clip
 from safetensors import safe_open
-from test_tuning import Stop, picture, same, stop_at, tensors
 from torch import Tensor
 from torch.nn import functional as F
+from tuning_ends import Stop, picture, same, stop_at, tensors
 from tuning_world import SETTINGS, World, folders
 
 import nodes
@@ -114,7 +115,7 @@ def test_gradients_and_one_step_are_those_of_a_plain_writing(
     def attention_sage(*args: Any, **kwargs: Any) -> Tensor:
         return plain(*args, **kwargs).detach()
 
-    with Training(job, job.pairs()) as training:
+    with Training(job, make_pairs(job)) as training:
         training.load()
         assert int(training.tuning.pairs.draw(seed, 0, 0, 10).flip[0]) == flip
         loss, of_unet, of_encoder = plain_gradients(world, training)
@@ -154,7 +155,7 @@ def test_read_only_at_the_noise_levels_at_which_it_is_applied(tmp_path: Path) ->
         world = World(tmp_path)
         world.see(start=0.25, end=0.75)
         job = a_job(world)
-        encoder = Training(job, job.pairs()).encoder
+        encoder = Training(job, make_pairs(job)).encoder
         assert encoder is not None
         sampling = world.model.model.model_sampling
         for percent, reads in ((0.1, False), (0.5, True), (0.9, False)):

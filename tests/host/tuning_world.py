@@ -18,7 +18,7 @@ import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host.apply import apply_encoder
 from dreamtuner_pack.dreamtuner_core.host.encoder.load import encode_picture, load_encoder
-from dreamtuner_pack.dreamtuner_core.host.tuning.job import tune_subject
+from dreamtuner_pack.dreamtuner_core.host.tuning.tune import tune_subject
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig
 from families import draw_weights, tiny_model
 from graph import hard_mask, subject
@@ -150,10 +150,26 @@ class World:
         return tune_subject(self.model, self.clip, self.vae, self.subject, class_word, name, config)
 
 
+def refuse_mapped(patch: pytest.MonkeyPatch) -> None:
+    """Be as strict as Windows: no file is replaced while this process has it mapped or open."""
+    replace = Path.replace
+
+    def strict(self: Path, target: Path) -> Path:
+        kept = str(Path(target).resolve())
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(kept)]
+        opened = [link for link in Path("/proc/self/fd").iterdir() if link.exists() and str(link.resolve()) == kept]
+        if mapped or opened:
+            raise PermissionError(13, "Access is denied", kept)
+        return replace(self, target)
+
+    patch.setattr(Path, "replace", strict)
+
+
 @contextmanager
 def folders(base: Path) -> Iterator[None]:
     """The host's folders for loras, embeddings, encoders, subjects and the user, moved to base for a while."""
     patch = pytest.MonkeyPatch()
+    refuse_mapped(patch)
     try:
         for name in ("loras", "embeddings", "subjects", ENCODERS):
             (base / name).mkdir(parents=True, exist_ok=True)

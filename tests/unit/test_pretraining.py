@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,35 @@ def test_the_papers_figures_are_the_defaults() -> None:
 def test_bad_settings_are_one_sentence(name: str, value: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         PretrainingConfig(**NEEDED | {"drop_subject": 0.4, name: value})
+
+
+@pytest.mark.parametrize(
+    ("shard", "command"),
+    [
+        ("pipe:cat a.tar", True),
+        ("PIPE:cat a.tar", True),
+        (" \tpi\npe:cat a.tar", True),
+        ("{pipe:rm -r x,a.tar}", True),
+        ("a{b,pipe}:x", True),
+        ("s3://bucket/a.tar", True),
+        ("https://host/$(x).tar", True),
+        ("https://host/a-{00..02}.tar", False),
+        ("/data/{00..02}.tar", False),
+        ("file:/data/a.tar", False),
+        ("C:/data/a.tar", False),
+    ],
+)
+def test_no_shard_runs_a_command_unless_allowed(shard: str, command: bool) -> None:
+    data = pytest.importorskip("dreamtuner_core.pretraining.data")
+    config = PretrainingConfig(**NEEDED | {"shards": ("a.tar", shard)})
+    assert data.addresses(replace(config, allow_commands=True))
+    if command:
+        with pytest.raises(ValueError, match="set allow_commands = true"):
+            data.addresses(config)
+        with pytest.raises(ValueError, match="set allow_commands = true"):
+            data.usable(config, 224)
+    else:
+        assert data.addresses(config)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:

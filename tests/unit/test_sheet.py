@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from dreamtuner_core.sheet import GAP, Cell, as_image, as_tensor, contact_sheet, written
+from dreamtuner_core.sheet import GAP, Cell, as_image, as_tensor, contact_sheet
 
 GREY = Image.new("RGB", (40, 20), (128, 128, 128))
 
@@ -27,9 +27,12 @@ def test_passed_and_failed_differ_without_colour() -> None:
     assert min((mark - marks[2]).abs().max() for mark in marks[:2]) > 64
 
 
-def test_letters_that_cannot_be_written() -> None:
-    assert written("“a—b” ö 東") == '"a-b" o ?'
-    contact_sheet([Cell(GREY, "東京", "大阪")], "題")
+def test_labels_of_any_language_stay_in_their_column() -> None:
+    """A label as long as one likes changes nothing beside it."""
+    plain, long = (contact_sheet([Cell(GREY, label), Cell(GREY, "b")], "題", side=64) for label in ("", "東京" * 40))
+    box = (GAP + 64 + 2, 0, plain.width, plain.height)
+    assert plain.crop(box).tobytes() == long.crop(box).tobytes()
+    assert plain.tobytes() != long.tobytes()
 
 
 def test_pictures_come_and_go() -> None:

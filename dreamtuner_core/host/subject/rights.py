@@ -26,12 +26,20 @@ def tell_rights(subject: Subject, prompt: dict[str, Any] | None, extra_pnginfo: 
         return
     told = {"subject": subject.name, **vars(subject.rights)}
     if isinstance(extra_pnginfo, dict):
-        known = extra_pnginfo.setdefault(METADATA, [])
-        if told not in known:
-            known.append(told)
-    for node in (prompt or {}).values():
-        if node.get("class_type") == "DreamTunerLoadSubject" and node["inputs"].get("file") == subject.name + SUFFIX:
-            node.setdefault("_meta", {})[METADATA] = told
+        known = extra_pnginfo.get(METADATA)
+        known = known if isinstance(known, list) else []
+        extra_pnginfo[METADATA] = known if told in known else [*known, told]
+    for node in prompt.values() if isinstance(prompt, dict) else ():
+        if _loads(node, subject.name + SUFFIX):
+            node["_meta"] = (node["_meta"] if isinstance(node.get("_meta"), dict) else {}) | {METADATA: told}
+
+
+def _loads(node: Any, file: str) -> bool:
+    """Whether that node of a graph, whatever a caller sent as one, is the Load Subject of that file."""
+    if not isinstance(node, dict) or node.get("class_type") != "DreamTunerLoadSubject":
+        return False
+    inputs = node.get("inputs")
+    return isinstance(inputs, dict) and inputs.get("file") == file
 
 
 def tell_rights_of_run(subjects: Iterable[Subject]) -> None:

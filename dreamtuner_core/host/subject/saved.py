@@ -12,10 +12,11 @@ import torch
 from ...bank import ReferenceBank
 from ...saved_subject import OwnedSubject, Rights, SavedSubject, from_file, saved, to_file
 from ...subject import Subject
+from ...texts import checked_name, shown
 from ...tuned_subject import TunedSubject
 from .. import fingerprint
 from ..encoder.load import LoadedEncoder, SubjectEncoding
-from ..files import SUFFIX, ModelFolder, checked_name, file_hash, read, write
+from ..files import SUFFIX, ModelFolder, file_hash, read, write
 from ..tuning.files import TuningFiles
 from .memory import BankKeeper
 from .rights import NO_RIGHTS
@@ -67,17 +68,17 @@ def load_subject(name: str, encoder: LoadedEncoder | None = None) -> tuple[Owned
     content, bank = from_file(SUBJECTS.path(name)), ReferenceBank()
     caption = content.caption and [[content.caption[0], {"pooled_output": content.caption[1]}]]
     subject = OwnedSubject(
-        content.picture,
-        content.mask,
-        content.latent,
-        caption,
-        content.noise_seed,
-        bank,
-        BankKeeper(bank),
-        _encoding(content, encoder),
-        name.removesuffix(SUFFIX),
-        content.rights,
-        content.caption_text,
+        picture=content.picture,
+        mask=content.mask,
+        latent=content.latent,
+        caption=caption,
+        noise_seed=content.noise_seed,
+        bank=bank,
+        keeper=BankKeeper(bank),
+        encoding=_encoding(content, encoder),
+        name=name.removesuffix(SUFFIX),
+        rights=content.rights,
+        caption_text=content.caption_text,
     )
     if content.tuning is None:
         return subject, None
@@ -90,30 +91,26 @@ def _encoding(content: SavedSubject, encoder: LoadedEncoder | None) -> SubjectEn
     if content.encoding is None:
         return None
     if encoder is None:
-        log.warning("DreamTuner: the subject was encoded with '%s', which is not linked", content.encoder_name)
+        name = shown(content.encoder_name)
+        log.warning("DreamTuner: the subject was encoded with '%s', which is not linked", name)
         return None
     if encoder.name != content.encoder_name:
         raise ValueError(
-            f"the subject was encoded with '{content.encoder_name[:80]}', but the linked subject_encoder is "
+            f"the subject was encoded with '{shown(content.encoder_name)}', but the linked subject_encoder is "
             f"'{encoder.name}'; link the one that it was encoded with, or none."
         )
     if content.encoder_identity not in ("", fingerprint.of_network(encoder.model)):
         raise ValueError(
             f"'{encoder.name}' is not the file any more that the subject was encoded with; put that one back, encode "
-            "the picture anew, or link none."
+            "the picture again, or link none."
         )
     return SubjectEncoding(encoder, *content.encoding)
 
 
 def _look_for_lora(tuned: TunedSubject) -> None:
     """Say so in the log where the tuned subject's LoRA is missing, or another file of its name."""
-    try:
-        path = TuningFiles(checked_name(tuned.name)).lora
-    except ValueError:
-        return
+    path = TuningFiles(tuned.name).lora
     if not path.is_file():
         log.warning("DreamTuner: the LoRA '%s' of this subject is not in models/loras", tuned.name)
     elif file_hash(path) != tuned.lora_hash:
         log.warning("DreamTuner: loras/%s is not the file that this subject was saved with", path.name)
-
-

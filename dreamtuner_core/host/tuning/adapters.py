@@ -7,8 +7,10 @@ and, where it is trained, adapted. Nothing of the model itself is changed, and `
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import comfy.clip_model
@@ -35,6 +37,8 @@ from ..options import Options
 from ..settings import KEY
 from ..unet import Layer
 
+log = logging.getLogger(__name__)
+
 Wrapper = Callable[[Tensor], Tensor]
 RECOMPUTED = (host.SpatialTransformer, comfy.clip_model.CLIPAttention, comfy.clip_model.CLIPMLP)  # and ResBlock
 
@@ -53,13 +57,15 @@ def parametrisation(sampling: nn.Module) -> str:
 class Adapters:
     """What is trained of one network, and how it is called in a LoRA file.
 
-    parameters: by name in the file's own terms. Each kind of adapter adds its own.
+    parameters: by name in the file's own terms. Each kind of adapter adds its own. shapes: those in the file, where
+    they are not the parameter's.
     """
 
     def __init__(self, patcher: ModelPatcher, dtype: torch.dtype | None, device: torch.device) -> None:
         self.patcher, self.device = resident(patcher).clone(), device
         self.parameters: dict[str, Parameter] = {}
         self.alphas: dict[str, int] = {}
+        self.shapes: dict[str, torch.Size] = {}
         self.wrappers: dict[str, Wrapper] = {}
         if dtype is not None:
             self.patcher.set_model_compute_dtype(dtype)
@@ -75,6 +81,9 @@ class Adapters:
         for part in ("up", "down"):
             parameter = getattr(adapter, f"lora_{part}").weight.requires_grad_(True)
             self.parameters[f"{file_key}.lora_{part}.weight"] = parameter
+        kernel = weight.shape[2:]
+        self.shapes[f"{file_key}.lora_down.weight"] = torch.Size((rank, weight.shape[1], *kernel))
+        self.shapes[f"{file_key}.lora_up.weight"] = torch.Size((rows, rank, *[1] * len(kernel)))
         self.alphas[f"{file_key}.alpha"] = rank
         self.wrappers[key] = adapter
 
@@ -106,17 +115,20 @@ class Adapters:
                     self.patcher.add_weight_wrapper(key, adapted)
 
     def saved(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """What a LoRA file holds of it."""
-        tensors = {name: p.detach().to("cpu", dtype, copy=True) for name, p in self.parameters.items()}
+        """What a LoRA file holds of it, in kohya's names and shapes: a convolution's have four dimensions."""
+        tensors = {
+            name: p.detach().to("cpu", dtype, copy=True).reshape(self.shapes.get(name, p.shape))
+            for name, p in self.parameters.items()
+        }
         return tensors | {name: torch.tensor(float(alpha)) for name, alpha in self.alphas.items()}
 
 
 def resident(patcher: ModelPatcher) -> ModelPatcher:
     """The same network with weights that stay where they are.
 
-    On an NVIDIA GPU the newest hosts stream a network's weights through memory that they take back before the way back
-    needs them, and hang no wrapper on small ones. Then this is a copy of its own, as the host loads it for such ends.
-    Raises ValueError, in one sentence, where the host cannot load it anew.
+    On an NVIDIA GPU the newest hosts stream a network's weights through memory that they take back before the backward
+    pass needs them, and hang no wrapper on small ones. Then this is a copy of its own, loaded for such ends.
+    Raises ValueError, in one sentence, where the host cannot load it again.
     """
     if not getattr(patcher, "is_dynamic", lambda: False)():
         return patcher
@@ -124,8 +136,8 @@ def resident(patcher: ModelPatcher) -> ModelPatcher:
         return patcher.clone(disable_dynamic=True)
     except RuntimeError as error:
         raise ValueError(
-            "the loader of this model or clip does not tell ComfyUI how to load it anew, which tuning needs beside "
-            "dynamic VRAM; use Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
+            "the loader of this model or clip gives ComfyUI no way to load it a second time, which tuning needs where "
+            "dynamic VRAM is on; use Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
         ) from error
 
 
@@ -214,26 +226,36 @@ def text_file_keys(network: nn.Module) -> dict[str, str]:
 
 @contextmanager
 def on_host(networks: Sequence[Adapters]) -> Iterator[None]:
-    """The networks out of inference mode, and without a trace of the wrappers afterwards.
+    """The networks out of inference mode, and without a trace of the wrappers afterwards, whatever fails meanwhile.
 
     In training mode too: by that the host's fp8 layers know that what they compute must have a gradient.
     """
-    training = {module: module.training for adapters in networks for module in adapters.patcher.model.modules()}
-    hooks = [module.register_forward_pre_hook(_with_a_way_back) for module in training if _is_scaled(module)]
-    try:
-        for module in training:
-            module.training = True
+    with ExitStack() as exits:  # each of these runs at the end, whatever the others do
+        for adapters in networks:
+            exits.callback(_put_back, adapters.patcher)
+        modules = [module for adapters in networks for module in adapters.patcher.model.modules()]
+        exits.callback(_set_training, [(module, module.training) for module in modules])
+        for module in filter(_is_scaled, modules):
+            exits.callback(module.register_forward_pre_hook(_with_a_kept_scale).remove)
+        _set_training([(module, True) for module in modules])
         with torch.inference_mode(False), torch.enable_grad():
             yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, before in training.items():
-            module.training = before
-        for adapters in networks:
-            adapters.patcher.detach()
-            for module in adapters.patcher.model.modules():
-                comfy.model_patcher.wipe_lowvram_weight(module)
+
+
+def _set_training(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, mode in modes:
+        module.training = mode
+
+
+def _put_back(patcher: ModelPatcher) -> None:
+    """Take every wrapper off. What the host fails to put back now, it puts back before it loads the network again."""
+    try:
+        patcher.detach()
+        for module in patcher.model.modules():
+            comfy.model_patcher.wipe_lowvram_weight(module)
+    except Exception as error:
+        log.warning("DreamTuner: the tuned network could not be unloaded (%s); its next use does it", error)
+        patcher.model.current_weight_patches_uuid = uuid.uuid4()  # of no patcher: the host unpatches and loads afresh
 
 
 def _is_scaled(module: nn.Module) -> bool:
@@ -241,7 +263,7 @@ def _is_scaled(module: nn.Module) -> bool:
     return hasattr(module, "convert_weight") and getattr(module, "scale_weight", None) is not None
 
 
-def _with_a_way_back(module: nn.Module, args: Any) -> None:
+def _with_a_kept_scale(module: nn.Module, args: Any) -> None:
     """The layer's scale as a tensor that autograd can keep: the host multiplies by it where no wrapper reaches."""
     scale = cast(Tensor, module.scale_weight)
     if scale.is_inference() and torch.is_grad_enabled():
@@ -250,7 +272,7 @@ def _with_a_way_back(module: nn.Module, args: Any) -> None:
 
 @contextmanager
 def recomputed(network: nn.Module) -> Iterator[None]:
-    """Gradient checkpointing: for a while each block keeps its input alone, and is computed again on the way back.
+    """Gradient checkpointing: for a while each block keeps its input alone, and is computed again in the backward pass.
 
     Of a U-Net, and of text encoders: in training a layer's weights are copies, which fill more than what it computes.
     """
@@ -299,14 +321,14 @@ def predict(
     return unet_output(model, noisy, sigma, conditions(model, noisy, texts), options)
 
 
-def has_way_back() -> bool:
+def is_differentiable() -> bool:
     """Whether the host's attention kernel can be trained through."""
     return host.optimized_attention.__name__ in DIFFERENTIABLE
 
 
 def _differentiable(layers: Sequence[Layer]) -> Options:
-    """Torch's attention in every layer, where the kernel that the host was told to use knows no way back."""
-    if has_way_back():
+    """Torch's attention in every layer, where the host's own kernel has no backward pass."""
+    if is_differentiable():
         return {}
 
     def attend(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import comfy.ldm.modules.attention as host
@@ -23,11 +22,10 @@ from ...subject import Subject
 from ..apply import with_encoder, with_settings
 from ..encoder.load import SubjectEncoding, encode_picture, load_encoder, tower_states
 from ..encoder.patch import EncoderAtWork, with_encoders
-from ..files import write
 from ..options import Options
 from ..settings import KEY, AppliedEncoder, Settings
 from ..unet import Layer
-from .adapters import Adapters, has_way_back
+from .adapters import Adapters, is_differentiable
 
 LEARNED = ("res_blocks.", "norm.")  # of a subject encoder's weights; `norm` ends the ResBlocks
 PREFIX = "encoder."  # of their names in a state
@@ -94,8 +92,8 @@ class LearningEncoder:
         subject = replace(self.applied.subject, encoding=SubjectEncoding(encoder, self.tokens()))
         return with_encoder(with_settings(patcher, lambda _: Settings()), replace(self.applied, subject=subject))
 
-    def save(self, path: Path, settings: dict[str, str], training: dict[str, Any]) -> None:
-        """The encoder's file, of the given one's weights but for what learned. training: what to say of it."""
+    def saved(self, training: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The encoder's file, tensors and metadata: the given one's, with what was learned. training: said in it."""
         encoder = self.applied.encoding.encoder
         assert isinstance(encoder.model, SubjectEncoder)
         weights = {name: weight.detach().cpu() for name, weight in encoder.model.state_dict().items()}
@@ -103,7 +101,7 @@ class LearningEncoder:
             name = _weight_name(file_key)
             weights[name] = weights[name].float() + difference.detach().cpu()
         origin = replace(encoder.origin, training=dict(encoder.origin.training) | {"subject_tuning": training})
-        write(path, weights, metadata_of(encoder.model.config, origin) | settings)
+        return weights, metadata_of(encoder.model.config, origin)
 
 
 class _Learning(EncoderAtWork):
@@ -112,7 +110,7 @@ class _Learning(EncoderAtWork):
     def __init__(self, applied: AppliedEncoder, layers: Sequence[Layer], tokens: Tensor) -> None:
         super().__init__(applied, layers)
         self.projected: dict[Layer, KeysValues] = {at: s_e_a.keys_values(tokens) for at, s_e_a in self.layers.items()}
-        if not has_way_back():
+        if not is_differentiable():
             self.layers = {at: _through_torch(s_e_a) for at, s_e_a in self.layers.items()}
 
     def keys_values(self, layer: Layer, wanted: bool, like: Tensor) -> KeysValues:

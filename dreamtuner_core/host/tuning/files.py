@@ -1,4 +1,4 @@
-"""Files of a tuning: names that stay in their folder, writing whole or not at all, and where everything lies.
+"""Files of a tuning: where everything lies, whose it is, and who writes it just now.
 
 What an artist uses lies where the host's own nodes look: loras/<name>.safetensors and embeddings/<name>.safetensors,
 and, where a subject encoder learned too, subject_encoders/<name>.safetensors.
@@ -8,28 +8,38 @@ tuning/<name>/state.safetensors (to go on from, and the report) and regular/<key
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import folder_paths
-from safetensors import SafetensorError, safe_open
+from filelock import FileLock, Timeout
 
+from ...files import metadata_of_file, plain_json, sweep
+from ...texts import checked_name
 from ..encoder.load import ENCODERS
-from ..files import SUFFIX, check_writable
+from ..files import SUFFIX, check_writable, place
 
 SETTINGS = "dreamtuner.tuning"  # key of a file's metadata
+
+log = logging.getLogger(__name__)
 
 
 def settings_of(path: Path) -> dict[str, Any]:
     """What a file says of the tuning that made it; empty where it says nothing."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            settings = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
-    except (OSError, SafetensorError, ValueError):
-        return {}
+    settings = plain_json(metadata_of_file(path).get(SETTINGS))
     return settings if isinstance(settings, dict) else {}
+
+
+def steps_of(path: Path) -> int:
+    """How many steps the tuning had taken that made the file; 0 where it does not say."""
+    steps = settings_of(path).get("steps")
+    return steps if type(steps) is int else 0
 
 
 def own_folder() -> Path:
@@ -42,17 +52,21 @@ def regular_folder(key: str) -> Path:
 
 @dataclass(frozen=True)
 class TuningFiles:
-    """Where the tuning of that name is. Each kind of file goes to the first of its folders, as the host's do."""
+    """Where the tuning of that name is. Each kind of file goes to the first of its folders, as the host's do.
+
+    with_encoder: whether a subject encoder learned too.
+    """
 
     name: str
+    with_encoder: bool = False
 
     @property
     def lora(self) -> Path:
-        return Path(folder_paths.get_folder_paths("loras")[0]) / f"{self.name}.safetensors"
+        return Path(folder_paths.get_folder_paths("loras")[0]) / f"{self.name}{SUFFIX}"
 
     @property
     def embedding(self) -> Path:
-        return Path(folder_paths.get_folder_paths("embeddings")[0]) / f"{self.name}.safetensors"
+        return Path(folder_paths.get_folder_paths("embeddings")[0]) / f"{self.name}{SUFFIX}"
 
     @property
     def encoder(self) -> Path:
@@ -60,19 +74,78 @@ class TuningFiles:
 
     @property
     def state(self) -> Path:
-        return own_folder() / "tuning" / self.name / "state.safetensors"
+        return own_folder() / "tuning" / self.name / f"state{SUFFIX}"
 
-    def check(self, key: str, with_encoder: bool = False, with_state: bool = True) -> None:
-        """Raise ValueError where the folders cannot be written, or a file of the name is of something else.
+    @property
+    def spare(self) -> Path:
+        """Where the state goes when its own name cannot be written."""
+        return self.state.with_name(f"state_spare{SUFFIX}")
 
-        key: of this tuning's settings. A file of the same settings is one to go on with. with_encoder, with_state:
-        whether a subject encoder and the state are written too.
+    @property
+    def result(self) -> list[Path]:
+        """What an artist uses."""
+        return [self.lora, self.embedding, *([self.encoder] if self.with_encoder else [])]
+
+    def words(self) -> str:
+        """What an artist uses, in words."""
+        encoder = f", subject_encoders/{self.encoder.name}" if self.with_encoder else ""
+        return f"loras/{self.lora.name}, embedding:{self.name}{encoder}"
+
+    def check(self, key: str) -> None:
+        """Raise ValueError where the folders cannot be written, or files of the name are of something else.
+
+        key: of this tuning's settings. A file of the same settings is one to go on with.
         """
-        more = [*([self.encoder] if with_encoder else []), *([self.state] if with_state else [])]
-        for path in (self.lora, self.embedding, *more):
+        paths = [*self.result, self.state, self.spare]
+        for path in paths:
             check_writable(path.parent)
-            if path.exists() and settings_of(path).get("key") != key:
-                raise ValueError(
-                    f"the name '{self.name}' is taken: {path} is of another tuning, or of something else; take "
-                    "another name, or delete that file. To go on with a tuning leave all but `steps` as it was."
-                )
+        if taken := [place(path) for path in paths if _is_of_another(path, key)]:
+            raise ValueError(
+                f"the name '{self.name}' is taken by another tuning, or by something else ({', '.join(taken)}); take "
+                f"another name, such as '{self.free(key).name}', and nothing is lost. To go on with that tuning, set "
+                "everything but `steps` as it was."
+            )
+
+    def free(self, key: str) -> TuningFiles:
+        """The same name where nothing is of another tuning, else the first free one of name_2, name_3, ..."""
+        numbered = (replace(self, name=f"{self.name}_{number}") for number in itertools.count(2))
+        return next(
+            files
+            for files in itertools.chain([self], numbered)
+            if not any(_is_of_another(path, key) for path in (*files.result, files.state, files.spare))
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While this process alone tunes the name. Raises ValueError where another does."""
+        check_writable(self.state.parent)
+        lock = FileLock(self.state.with_name("lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"'{self.name}' is being tuned already, by this ComfyUI or another; wait for its end, or take another "
+                "name."
+            ) from None
+        except (OSError, NotImplementedError) as error:  # not every file system has locks
+            log.warning("DreamTuner: '%s' cannot be locked (%s); tune it from one ComfyUI alone", self.name, error)
+        try:
+            for path in (*self.result, self.state, self.spare):
+                sweep(path)  # nobody else writes these
+            yield
+        finally:
+            lock.release()
+
+
+def _is_of_another(path: Path, key: str) -> bool:
+    """Whether something stands there, be it a dead link or a pipe, that this tuning did not write."""
+    return os.path.lexists(path) and settings_of(path).get("key") != key
+
+
+def is_to_be_written_again(name: str, steps: int) -> bool:
+    """Whether the tuning of that name has taken its steps, and a file of it was deleted since."""
+    try:
+        files = TuningFiles(checked_name(name))
+    except ValueError:
+        return False
+    return steps_of(files.state) >= steps and not (files.lora.exists() and files.embedding.exists())

@@ -59,13 +59,17 @@ def regular_latents(
         path = folder / f"{i:04}.safetensors"
         kept = read(path)
         pair = None if kept is None else kept[0].get("latents")
-        if pair is None or pair.shape != (2, *latent_shape[1:]) or not torch.isfinite(pair).all():
+        if pair is None or not _is_whole(pair, torch.Size((2, *latent_shape[1:]))):
             pair = _draw(drawing, vae, positive, negative, latent_shape, f"{key}:{i}")
             write(path, {"latents": pair}, {})
         found.append(pair)
     drawn(count, count)
     _forget_oldest(folder)
     return torch.stack(found)
+
+
+def _is_whole(pair: Tensor, shape: torch.Size) -> bool:
+    return pair.shape == shape and pair.dtype == torch.float32 and bool(torch.isfinite(pair).all())
 
 
 def flipped_pair(vae: Any, latent: Tensor, picture: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
+from ...texts import checked_class_word
 from ..calls import Text
 
 Tokens = dict[str, list[list[tuple[Any, float]]]]
@@ -38,7 +39,7 @@ class ClassTexts:
             )
         self.encoders: dict[str, SDClipModel] = encoders
         if any(len(chunks) != 1 for chunks in self.tokens.values()):
-            raise ValueError("the class word is too long; one or two words are enough, as 'dog' or 'teddy bear'.")
+            raise ValueError("the class word is too long; one or two words are enough, such as 'dog' or 'teddy bear'.")
         rows = {name: self._rows(name) for name in self.tokens}
         self.words = {name: found.mean(0).clone() for name, found in rows.items()}
         self.scales = {name: float(found.square().mean().sqrt()) / CLIP_SCALE for name, found in rows.items()}
@@ -71,16 +72,6 @@ class ClassTexts:
         if self.clip.layer_idx is not None:
             network.set_clip_options({"layer": self.clip.layer_idx})
         return Text(*network.encode_token_weights(tokens)[:2])
-
-
-def checked_class_word(class_word: str) -> str:
-    """The class word without spaces around it. Raises ValueError for none, or one that is no plain words."""
-    word = " ".join(class_word.split())
-    if not word:
-        raise ValueError("the class word is empty; say what the subject is, as 'dog', 'teapot' or 'backpack'.")
-    if "embedding:" in word.lower() or not word.isprintable():
-        raise ValueError(f"the class word must be plain words, as 'dog', but is {word!r}.")
-    return word
 
 
 def tokenize(clip: comfy.sd.CLIP, text: str) -> Tokens:

@@ -1,11 +1,10 @@
-"""One tuning under way in the host: networks, steps, samples, and the state on disk that survives any end of it."""
+"""One tuning under way in the host: networks, steps and samples, from the state on disk to the files."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -16,18 +15,16 @@ from ...tuning.config import milestones
 from ...tuning.loop import Group, Tuning
 from ...tuning.pairs import Draw, Pairs
 from ..calls import Text
-from ..files import read, write
 from ..unet import self_attentions
 from .adapters import Adapters, on_host, predict, recomputed, text_adapters, unet_adapters
 from .encoder import LearningEncoder
-from .files import TuningFiles, settings_of
+from .files import TuningFiles
+from .job import Job
+from .pairs import caption
 from .regular import draw
+from .store import SAMPLE_SEEDS, Learned, samples_of, store_result, store_state, stored_state
 from .texts import Tokens, tokenize
 
-if TYPE_CHECKING:
-    from .job import Job
-
-SAMPLE_SEEDS = (1, 2)  # of the report's pictures of the subject; the first one also draws the bare class
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STATE_OF_FULL = ("losses", "samples.")  # what stays of a finished full tuning: the rest is gigabytes
 
@@ -38,49 +35,66 @@ class Training:
     """The networks while they learn; a context that leaves them as they were."""
 
     def __init__(self, job: Job, pairs: Pairs) -> None:
-        self.job, self.config, self.texts = job, job.config, job.texts
-        config = self.config
-        caption = job.caption if config.regular_from == "both" else None
-        self.exits = ExitStack()
+        config = job.config
+        self.job, self.config, self.texts = job, config, job.texts
         self.layers = list(self_attentions(job.model))
-        self.encoder = None if job.encoder is None else LearningEncoder(job.model, job.encoder, self.layers)
-        with torch.inference_mode(False):
-            self.unet = unet_adapters(
-                job.model, config.method, config.rank, config.seed, PRECISIONS[config.precision], job.device
-            )
-            device, method = job.clip.patcher.load_device, config.method if config.text_encoder else None
-            self.text = text_adapters(job.clip, method, config.rank, config.seed, device)
-            words = {name: Parameter(word.to(device, copy=True)) for name, word in self.texts.words.items()}
-            self.texts.words.update(words)
-            self.caption = None if caption is None else Text.of(caption).clone()
-            sigmas = job.model.get_model_object("model_sampling").sigmas
-            self.tuning = Tuning(
-                config,
-                [
-                    Group(self.unet.parameters, config.rate),
-                    Group(self.text.parameters, config.rate),
-                    *(
-                        Group({f"word.{name}": word}, config.word_rate * self.texts.scales[name])
-                        for name, word in words.items()
-                    ),
-                    *([] if self.encoder is None else [Group(self.encoder.adapters.parameters, config.encoder_rate)]),
-                ],
-                pairs,
-                torch.tensor(sigmas.tolist()),
-                job.parametrisation,
-                self._predict,
-                job.device,
-            )
         self.latent_shape = torch.Size((1, *pairs.reference.shape[1:]))
         self.samples: dict[int, Tensor] = {}
         self.saved_at = 0
         self.class_text: Text | None = None
+        with torch.inference_mode(False):
+            self._build_networks()
+            told = caption(job) if config.regular_from == "both" else None
+            self.caption = None if told is None else Text.of(told).clone()
+            self.tuning = Tuning(
+                config=config,
+                groups=self._groups(),
+                pairs=pairs,
+                levels=torch.tensor(job.model.get_model_object("model_sampling").sigmas.tolist()),
+                parametrisation=job.parametrisation,
+                predict=self._predict,
+                device=job.device,
+            )
+
+    def _build_networks(self) -> None:
+        job, config = self.job, self.config
+        self.encoder = None if job.encoder is None else LearningEncoder(job.model, job.encoder, self.layers)
+        self.unet = unet_adapters(
+            model=job.model,
+            method=config.method,
+            rank=config.rank,
+            seed=config.seed,
+            dtype=PRECISIONS[config.precision],
+            device=job.device,
+        )
+        self.text = text_adapters(
+            clip=job.clip,
+            method=config.method if config.text_encoder else None,
+            rank=config.rank,
+            seed=config.seed,
+            device=job.clip.patcher.load_device,
+        )
+        device = job.clip.patcher.load_device
+        self.words = {name: Parameter(word.to(device, copy=True)) for name, word in self.texts.words.items()}
+        self.texts.words.update(self.words)
+
+    def _groups(self) -> list[Group]:
+        """What learns, and how fast: a word in proportion to its text encoder's embeddings."""
+        config = self.config
+        groups = [Group(network.parameters, config.rate) for network in (self.unet, self.text)]
+        for name, scale in self.texts.scales.items():
+            groups.append(Group({f"word.{name}": self.words[name]}, config.word_rate * scale))
+        if self.encoder is not None:
+            groups.append(Group(self.encoder.adapters.parameters, config.encoder_rate))
+        return groups
 
     def __enter__(self) -> Training:
-        self.exits.enter_context(on_host(self._networks()))
-        if self.config.gradient_checkpointing:
-            self.exits.enter_context(recomputed(self.unet.patcher.model.diffusion_model))
-            self.exits.enter_context(recomputed(self.text.patcher.model))
+        with ExitStack() as entered:  # a failure half way in leaves what was entered
+            entered.enter_context(on_host(self._networks()))
+            if self.config.gradient_checkpointing:
+                entered.enter_context(recomputed(self.unet.patcher.model.diffusion_model))
+                entered.enter_context(recomputed(self.text.patcher.model))
+            self.exits = entered.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -89,8 +103,13 @@ class Training:
     def _networks(self) -> list[Adapters]:
         return [self.unet, self.text, *([] if self.encoder is None else [self.encoder.adapters])]
 
+    # --- the steps ---------------------------------------------------------------------------------------------------
+
     def run(self) -> None:
-        """From where the state on disk left off to the last step, and to the files."""
+        """From where the state on disk left off to the last step, and to the files.
+
+        A state that cannot be written on the way is said in the log, and costs no step.
+        """
         self._take_up()
         self.load()
         rows = milestones(self.config.steps)
@@ -106,7 +125,8 @@ class Training:
             if self.tuning.step % self.config.checkpoint_interval == 0:
                 self._save_state()
         self._save_state()
-        self._save_result(self.job.files)
+        self.job.files.check(self.job.key)  # another ComfyUI that shares the folders may have taken the name meanwhile
+        store_result(self.job, self.job.files, self._learned())
         if self.config.method == "full":
             self._save_state(only=STATE_OF_FULL)
 
@@ -129,7 +149,7 @@ class Training:
         return predict(self.unet.patcher.model, noisy, sigma, texts, self.layers, joined)
 
     def _regular_text(self, regular: int) -> Text:
-        """What that regular picture is told: "a <class>"; where half of them are of the class, the others' caption."""
+        """Of that regular picture: "a <class>"; where half of them are of the class, the others' is the caption."""
         if self.caption is not None and regular < self.config.shares[0]:
             return self.caption
         if self.config.text_encoder or self.class_text is None:
@@ -140,9 +160,9 @@ class Training:
         return self.texts.encode(self.text.patcher.model, tokens)
 
     def _encode_with_grad(self, tokens: Tokens) -> Text:
-        # The host's CLIP adds in place to what its layer norms have kept for the way back: states of [1, 77, D]
-        kept = torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone() if x.ndim == 3 else x, lambda x: x)
-        with kept:
+        # The host's CLIP adds in place to what its layer norms have saved for the backward pass: states of [1, 77, D]
+        saved = torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone() if x.ndim == 3 else x, lambda x: x)
+        with saved:
             return self._encode(tokens)
 
     @torch.inference_mode()
@@ -163,65 +183,56 @@ class Training:
     def _newest_sample(self) -> Tensor | None:
         return self.samples[max(self.samples)] if self.samples else None
 
-    # --- the state on disk -------------------------------------------------------------------------------------------
+    # --- what is kept ------------------------------------------------------------------------------------------------
 
     def _take_up(self) -> None:
-        """Go on from the state on disk, where it is of these very settings."""
-        found = read(self.job.files.state)
-        if found is None or settings_of(self.job.files.state).get("key") != self.job.key:
+        """Go on from the state on disk, where there is one of these very settings."""
+        state, name = stored_state(self.job), self.job.files.name
+        if state is None:
             return
-        state, _ = found
-        if not any(name.startswith("parameter.") for name in state):
-            raise ValueError(
-                f"'{self.job.files.name}' is a finished full tuning, which cannot be gone on with; take another name."
-            )
+        if not any(key.startswith("parameter.") for key in state):
+            raise ValueError(f"'{name}' is a finished full tuning, which cannot go on; take another name.")
         with torch.inference_mode(False):
-            self.tuning.load_state({name: x.clone() for name, x in state.items() if not name.startswith("samples.")})
+            self.tuning.load_state({key: x.clone() for key, x in state.items() if not key.startswith("samples.")})
         self.samples, self.saved_at = samples_of(state), self.tuning.step
         if self.tuning.step:
-            log.info("DreamTuner: '%s' goes on at step %d", self.job.files.name, self.tuning.step)
+            log.info("DreamTuner: '%s' goes on at step %d", name, self.tuning.step)
 
-    def _save_state(self, only: tuple[str, ...] = ("",)) -> None:
+    def _save_state(self, only: tuple[str, ...] = ("",)) -> bool:
         state = self.tuning.state() | {f"samples.{step}": x for step, x in self.samples.items()}
         state = {name: x for name, x in state.items() if name.startswith(only)}
-        write(self.job.files.state, state, self.job.settings(steps=self.tuning.step))
-        self.saved_at = self.tuning.step
+        stored = store_state(self.job, state, self.tuning.step)
+        self.saved_at = self.tuning.step if stored else self.saved_at
+        return stored
 
-    def _save_result(self, files: TuningFiles) -> None:
-        """The embedding, the subject encoder and, at last, the LoRA: in the layouts that the nodes read."""
+    def _learned(self) -> Learned:
         kind = torch.float32 if self.config.method == "lora" else torch.float16
-        settings = self.job.settings(steps=self.tuning.step)
-        phrase = {"modelspec.title": files.name, "modelspec.trigger_phrase": f"{self.texts.class_word} {files.name}"}
-        words = {name: word.detach().cpu()[None].clone() for name, word in self.texts.words.items()}  # [1, D]
-        write(files.embedding, {embedding_key(name, len(words)): word for name, word in words.items()}, settings)
-        if self.encoder is not None:
-            said = {"class_word": self.texts.class_word, "steps": self.tuning.step}
-            self.encoder.save(files.encoder, settings, said)
-        write(files.lora, self.unet.saved(kind) | self.text.saved(kind), settings | phrase)
+        what = {"class_word": self.texts.class_word, "steps": self.tuning.step}
+        return Learned(
+            steps=self.tuning.step,
+            lora=self.unet.saved(kind) | self.text.saved(kind),
+            words={name: word.detach().cpu().clone() for name, word in self.words.items()},
+            encoder=None if self.encoder is None else self.encoder.saved(what),
+        )
 
     def keep(self) -> str:
-        """Before an early end: write what was learned; says where, or nothing where nothing was learned."""
+        """Before an early end: write what was learned; says where, or nothing where nothing was learned.
+
+        Raises nothing: why it ends is the caller's to say. What cannot be written is in the log.
+        """
         step, name = self.tuning.step, self.job.files.name
         if step == 0:
             return ""
-        early = TuningFiles(f"{name}_step{step}")
-        with suppress(ValueError), torch.inference_mode(False):
-            if self.saved_at != step:
-                self._save_state()
-            early.check(self.job.key, with_encoder=self.encoder is not None, with_state=False)
-            self._save_result(early)
-            usable = f"loras/{early.lora.name}, embedding:{early.name}"
-            usable += "" if self.encoder is None else f", subject_encoders/{early.encoder.name}"
-            log.info("DreamTuner: '%s' stopped at step %d; usable now: %s", name, step, usable)
-            return f"stopped at step {step}: queue again to go on, or use {usable}"
-        return ""
-
-
-def samples_of(state: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """The sample pictures in a state, by step: [3, h, w, 3] in 0..255."""
-    return {int(name.removeprefix("samples.")): x for name, x in state.items() if name.startswith("samples.")}
-
-
-def embedding_key(name: str, encoders: int) -> str:
-    """What an embedding's file calls the word of that text encoder: by the encoder where there are several."""
-    return "emb_params" if encoders == 1 else f"clip_{name}"
+        said = []
+        try:
+            with torch.inference_mode(False):
+                if self.saved_at == step or self._save_state():
+                    said.append("queue again to go on")
+                early = TuningFiles(f"{name}_step{step}", self.job.files.with_encoder).free(self.job.key)
+                store_result(self.job, early, self._learned())
+                said.append(f"use {early.words()}")
+        except Exception as error:
+            log.warning("DreamTuner: of '%s' after step %d not all could be written: %s", name, step, error)
+        where = f"stopped at step {step}: {', or '.join(said)}" if said else ""
+        log.info("DreamTuner: '%s' %s", name, where)
+        return where

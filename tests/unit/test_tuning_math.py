@@ -292,10 +292,13 @@ def test_settings_refuse_nonsense(name: str, value: object) -> None:
         TuningConfig(**{name: value})  # type: ignore[arg-type]
 
 
-def test_rates() -> None:
-    assert TuningConfig(method="full").rate == 1e-6
-    assert TuningConfig().rate == RATES["lora"]
-    assert TuningConfig(learning_rate=0.5).rate == 0.5
+@pytest.mark.parametrize(("method", "own"), [("full", 1e-6), ("lora", 3e-4)])
+def test_rates(method: str, own: float) -> None:
+    """The paper's for all weights; the encoder's ResBlocks are whole weights whatever the method."""
+    assert TuningConfig(method=method).rate == own
+    assert TuningConfig(method=method, learning_rate=2 * own).rate == 2 * own
+    assert TuningConfig(method=method).encoder_rate == pytest.approx(1e-6)
+    assert TuningConfig(method=method, learning_rate=2 * own).encoder_rate == pytest.approx(2e-6)
 
 
 def test_settings_that_change_no_step_are_left_out_of_the_outcome() -> None:

@@ -1,0 +1,66 @@
+"""The pairs of a tuning: the latents of the reference and of the regular pictures, as the U-Net takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...subject import Subject
+from ...tuning.pairs import Pairs
+from .job import Job
+from .regular import flipped_pair, regular_latents
+from .texts import tokenize
+
+
+def make_pairs(job: Job) -> Pairs:
+    """Draw what regular pictures are missing: first those that resemble the subject, then those of the bare class."""
+    resembling, of_class = job.config.shares
+    bare = _encoded(job, f"a {job.texts.class_word}")
+    regular = [
+        _regular(job, job.subject, caption(job) or bare, count=resembling, before=0),
+        _regular(job, None, bare, count=of_class, before=resembling),
+    ]
+    scale = job.model.model.process_latent_in
+    reference = flipped_pair(job.vae, job.subject.latent, job.subject.picture)
+    with torch.inference_mode(False):
+        return Pairs(scale(reference.clone()), scale(torch.cat(regular)), _mask(job.subject))
+
+
+def caption(job: Job) -> Any | None:
+    """The subject's caption, the host's CONDITIONING; None where it says nothing."""
+    caption = job.subject.caption
+    return None if caption is None or _same_text(caption, _encoded(job, "")) else caption
+
+
+def _regular(job: Job, subject: Subject | None, text: Any, count: int, before: int) -> Tensor:
+    """[count, 2, C, h, w], for which `before` pictures are there already."""
+    return regular_latents(
+        model=job.model,
+        vae=job.vae,
+        subject=subject,
+        positive=text,
+        negative=_encoded(job, ""),
+        latent_shape=job.subject.latent.shape,
+        count=count,
+        drawn=lambda done, _: job.progress.regular(before + done, job.config.regular_pictures),
+    )
+
+
+def _encoded(job: Job, text: str) -> Any:
+    return job.clip.encode_from_tokens_scheduled(tokenize(job.clip, text))
+
+
+def _mask(subject: Subject) -> Tensor | None:
+    """[2, 1, h, w]: the subject on the latent's grid, plain and flipped."""
+    if subject.mask is None:
+        return None
+    height, width = subject.latent.shape[-2:]
+    mask = F.adaptive_avg_pool2d(subject.mask.float(), (height, width))
+    return torch.stack([mask, mask.flip(-1)]).clone()
+
+
+def _same_text(caption: Any, other: Any) -> bool:
+    return caption[0][0].shape == other[0][0].shape and torch.equal(caption[0][0].cpu(), other[0][0].cpu())

@@ -1,0 +1,91 @@
+"""Subject tuning in the host (section 3.3): a line from a job to its files, and from them to what the graph gets.
+
+    job -> see whether it is done already -> pairs -> training -> files -> result
+
+Each part can be stopped and gone on with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...subject import Subject
+from ...tuning.config import TuningConfig
+from .files import steps_of
+from .job import Job
+from .pairs import make_pairs
+from .result import Tuned, result
+from .train import Training
+
+
+@torch.inference_mode()  # as in a node, whoever calls; what learns leaves it
+def tune_subject(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: Any,
+    subject: Subject,
+    class_word: str,
+    name: str,
+    config: TuningConfig,
+    node_id: str | None = None,
+) -> Tuned:
+    """Tune, or go on tuning, or take what is there. Raises ValueError, in one sentence, for what cannot be done.
+
+    Unchanged settings never train again; more steps go on from where the name's tuning ended.
+    """
+    job = Job(model, clip, vae, subject, class_word, name, config, node_id)
+    with job.files.locked():
+        job.files.check(job.key)
+        if not is_done(job):
+            train(job)
+        return result(job)
+
+
+def is_done(job: Job) -> bool:
+    """Whether the files are there, of all the steps. Raises ValueError where they are of more steps than asked for."""
+    files, wanted = job.files, job.config.steps
+    learned = max(steps_of(path) for path in (files.lora, files.state, files.spare))
+    if steps_of(files.lora) == wanted and all(path.exists() for path in files.result):
+        return True
+    if learned > wanted:
+        raise ValueError(
+            f"'{files.name}' has learned {learned} steps already, but {wanted} are asked for; take another name, or "
+            f"set steps to {learned} or more."
+        )
+    return False
+
+
+def train(job: Job) -> None:
+    """Take the steps that are missing, and write the files. What was learned outlives any end of it."""
+    try:
+        with Training(job, make_pairs(job)) as training:
+            try:
+                training.run()
+            except BaseException as error:
+                where = training.keep()
+                if where and isinstance(error, comfy.model_management.InterruptProcessingException):
+                    job.progress.say(where)
+                raise
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        comfy.model_management.unload_all_models()  # as the host does where this error reaches it
+        raise ValueError(_out_of_memory(job)) from error
+    job.progress.say(f"done: {job.files.words()}")
+
+
+def _out_of_memory(job: Job) -> str:
+    config, (height, width) = job.config, job.subject.picture.shape[1:3]
+    ways = [
+        "" if config.gradient_checkpointing else "turn gradient_checkpointing on",
+        "set method to lora" if config.method == "full" else "",
+        "turn text_encoder off" if config.text_encoder else "",
+        "turn encoder_resblocks off" if config.encoder_resblocks else "",
+        "set precision to bf16" if config.precision == "fp32" and job.device.type == "cuda" else "",
+        "lower the rank" if config.rank > 8 and config.method == "lora" else "",
+        "encode the subject at a smaller resolution",
+    ]
+    return f"there is not enough memory to tune at {width}x{height}; {', or '.join(filter(None, ways))}."

@@ -1,0 +1,98 @@
+"""Texts from outside: checked where they enter, from a widget or a file, and made fit to be shown where they leave."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+LONGEST_TEXT = 4000  # characters
+LONGEST_SHOWN = 80  # characters of a stranger's text in a message
+LONGEST_NAME = 100  # bytes, as the file systems count
+LAYOUT = "\t\n\r"  # the control characters that a text of several lines may hold
+FORBIDDEN = set('/\\<>:"|?*,()[]{}')  # what folders, Windows or a prompt's own grammar take for something else
+DEVICES = {
+    "CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$",
+    *(f"{port}{i}" for port in ("COM", "LPT") for i in (*range(10), "¹", "²", "³")),
+}  # fmt: skip
+
+
+def shown(thing: object, longest: int = LONGEST_SHOWN) -> str:
+    """A stranger's text, or what prints as one, on one line that neither a terminal nor a page can be misled by.
+
+    Whatever does not print (control characters, halves of surrogate pairs, marks that turn the writing round) becomes
+    U+FFFD, runs of spaces one space, and what is longer than `longest` characters is cut.
+    """
+    text = str(thing[: 4 * longest] if isinstance(thing, str) else thing)[: 4 * longest]
+    text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def checked_text(what: str, text: object, longest: int = LONGEST_TEXT) -> str:
+    """The text. Raises ValueError where it is none, is too long, or holds what no file or terminal takes."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what} must be a text, but is a {type(text).__name__}; give it as a text.")
+    if len(text) > longest:
+        raise ValueError(f"{what} must have at most {longest} characters, but has {len(text)}; shorten it.")
+    odd = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in LAYOUT), None)
+    if odd is not None:
+        raise ValueError(f"{what} must be plain text, but holds the character U+{ord(odd):04X}; type it again.")
+    return text
+
+
+def checked_name(name: str, what: str = "name") -> str:
+    """The name of a file to be, in one spelling. Raises ValueError for one that is no plain file name.
+
+    Letters of any language are welcome; no spaces, for `embedding:<name>` ends at the first one in a prompt.
+    """
+    name = unicodedata.normalize("NFC", checked_text(f"the {what}", name).strip())
+    why = ""
+    if not name:
+        why = "is empty"
+    elif set(name) & FORBIDDEN:
+        why = f"must not contain {' '.join(sorted(set(name) & FORBIDDEN))}"
+    elif any(c.isspace() for c in name) or not name.isprintable():
+        why = "must not contain spaces or invisible characters"
+    elif name.startswith(".") or name.endswith("."):
+        why = "must not begin or end with a dot"
+    elif name.split(".")[0].upper() in DEVICES:
+        why = "is the name of a device on Windows"
+    elif len(name.encode()) > LONGEST_NAME:
+        why = f"is longer than {LONGEST_NAME} bytes"
+    if why:
+        raise ValueError(f"the {what} '{shown(name, 40)}' {why}; take a plain one, such as 'rex' or 'blue_teapot'.")
+    return name
+
+
+def checked_class_word(class_word: str) -> str:
+    """The class word without spaces around it. Raises ValueError for none, or one that is no plain words."""
+    word = " ".join(checked_text("the class word", class_word).split())
+    if not word:
+        raise ValueError("the class word is empty; say what the subject is, such as 'dog', 'teapot' or 'backpack'.")
+    if "embedding:" in word.lower() or not word.isprintable():
+        raise ValueError(f"the class word must be plain words, such as 'dog', but is '{shown(word)}'.")
+    return word
+
+
+MENTION = re.compile(r"(?P<key>embedding:)\s*(?P<said>(?:(?!embedding:)[^\s()])+)", re.IGNORECASE)
+WEIGHT = re.compile(r":[-+.\d]*$")
+
+
+def misread_mentions(name: str, prompts: Iterable[str]) -> Iterator[str]:
+    """Mentions of embedding:<name> that the host does not read as such, fit to be shown.
+
+    The host reads `embedding:` in small letters at the beginning, after a space, a new line or a bracket, and the name
+    up to the next space, commas around it left out (comfy/sd1_clip.py); the file's own spelling counts.
+    """
+    wanted = unicodedata.normalize("NFC", name).casefold()
+    for prompt in prompts:
+        for found in MENTION.finditer(prompt):
+            before, weighted = prompt[: found.start()][-1:], prompt.startswith(")", found.end())
+            said = WEIGHT.sub("", found["said"]) if weighted else found["said"]
+            read = said.strip(",").removesuffix(".safetensors")
+            if found["key"] == "embedding:" and before in ("", " ", "\n", "(", ")") and read == name:
+                continue
+            meant = unicodedata.normalize("NFC", re.split("[,;:!?]", said.strip(".,;:!?'\""))[0]).casefold()
+            if meant.removesuffix(".safetensors") == wanted:
+                yield shown(before.strip() + found[0])

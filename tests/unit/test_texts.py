@@ -1,0 +1,80 @@
+"""Texts from outside: what is let in, and how it is shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from dreamtuner_core.files import plain_json
+from dreamtuner_core.texts import checked_class_word, checked_name, checked_text, misread_mentions, shown
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("rex", "rex"),
+        ("a\x1b[31mred\nline", "a\ufffd[31mred line"),
+        ("a\ud800b\u202etxt", "a\ufffdb\ufffdtxt"),
+        ("x" * 100, "x" * 77 + "..."),
+        ("犬 Möpschen", "犬 Möpschen"),
+        (None, "None"),
+        ((1,) * 300_000, ("1, " * 40)[:76] + "..."),
+    ],
+)
+def test_foreign_text_is_fit_to_be_shown(given: object, wanted: str) -> None:
+    said = shown(given)
+    assert len(said) <= 80
+    assert said.isprintable()
+    assert said.encode()
+    assert said == wanted or (isinstance(given, tuple) and said.endswith("..."))
+
+
+def test_texts_are_checked() -> None:
+    assert checked_text("owner", "Ada\u200d 犬\n\ttwo\r\n") == "Ada\u200d 犬\n\ttwo\r\n"
+    for odd, why in (("a\ud800", "U\\+D800"), ("\x1b[0m", "U\\+001B"), ("x" * 4001, "at most 4000"), (b"x", "a bytes")):
+        with pytest.raises(ValueError, match=f"^owner must .*{why}"):
+            checked_text("owner", odd)
+    for check in (checked_name, checked_class_word):
+        with pytest.raises(ValueError, match="plain text"):
+            check("a\ud800b")
+        with pytest.raises(ValueError, match="must be a text"):
+            check(["x"])  # type: ignore[arg-type]
+
+
+READ = (
+    "a dog embedding:rex on grass",
+    "embedding:rex",
+    "a dog embedding:rex, on grass",
+    "a dog\nembedding:rex",
+    "a (dog embedding:rex:1.2) on grass",
+    "(embedding:rex:1.2)",
+    "embedding:rex.safetensors",
+    "embedding:rexy and embedding:rex2 are others",
+    "no mention of rex",
+)
+MISREAD = (
+    "a dog embedding:rex.",
+    "a dog embedding:Rex on grass",
+    "a dog,embedding:rex on grass",
+    "a dog embedding:rex,sitting",
+    "a dog Embedding:rex",
+    'a dog "embedding:rex"',
+    "embedding:cat,embedding:rex",
+    "a dog embedding:rex:1.2 without brackets",
+    "embedding:rex!",
+)
+
+
+@pytest.mark.parametrize("prompt", READ)
+def test_what_the_host_reads_is_not_complained_of(prompt: str) -> None:
+    assert list(misread_mentions("rex", [prompt])) == []
+
+
+@pytest.mark.parametrize("prompt", MISREAD)
+def test_what_the_host_ignores_is_found(prompt: str) -> None:
+    assert len(list(misread_mentions("rex", ["nothing", prompt]))) == 1
+
+
+def test_json_of_strangers() -> None:
+    assert plain_json('{"a": [1]}') == {"a": [1]}
+    for odd in (None, "", "{", "[" * 100_000, "1" * 2_000_000, "9" * 5000, 7):
+        assert plain_json(odd) is None  # type: ignore[arg-type]
