@@ -25,12 +25,16 @@ from lab.measure.outside import OutsideJudge, Scale
 from lab.measure.peers import start_latent
 from lab.measure.rows import OTHER, Row
 from lab.measure.scores import Scores
-from lab.measure.studio import KEPT, Reference, Sampling, Studio
+from lab.measure.studio import KEPT, Reference, Sampling, Studio, as_floats
 from lab.measure.teach import Taught, kept_reader
 from lab.mini.checkpoint import write_whole
 
 VERSION = 1  # of the kept results: raise it when a figure's meaning changes
 OWN, STRANGERS = range(50, 54), 6  # seeds of an individual's true pictures, number of others', for the outside judge
+
+HERE = Path(__file__).parent
+DRAWING = ("cast", "changes", "peers", "rows", "studio", "tuned")  # files that pictures depend on
+JUDGING = ("scores", "outside", "cast")  # files that figures depend on, besides the reader
 
 Cell = dict[str, Any]
 """The figures of one individual in one row: means over its pictures."""
@@ -89,7 +93,7 @@ class Bench:
 
         others = self.others.key if self.others else ""
         return _digest(
-            VERSION, comfyui_version.__version__, _code(), self.studio.weights, _file(ENCODER), self.taught.key,
+            VERSION, comfyui_version.__version__, _drawing(), self.studio.weights, _file(ENCODER),
             asdict(self.settings.sampling), self.settings.seed, row.make, row.denoise, row.true, others,
         )  # fmt: skip
 
@@ -97,7 +101,11 @@ class Bench:
         return self.cases[: row.most]
 
     def path(self, row: Row, case: Case) -> Path:
-        return self.folder / "rows" / self.key(row) / f"{case.number}.json"
+        """Of its figures, by this reader; its pictures lie beside it, and are read again by another."""
+        return self.folder / "rows" / self.key(row) / f"{case.number}-{_digest(self.taught.key, _judging())}.json"
+
+    def pictures(self, row: Row, case: Case) -> Path:
+        return self.folder / "rows" / self.key(row) / f"{case.number}.webp"
 
     def missing(self, row: Row) -> list[Case]:
         """The individuals of which no earlier run left that row."""
@@ -106,18 +114,21 @@ class Bench:
     def run(self, row: Row) -> Result:
         """Draw, judge and keep what is missing of a row; and read the whole of it."""
         for case in self.missing(row):
-            begun, path = time.monotonic(), self.path(row, case)
+            begun, path, drawn = time.monotonic(), self.path(row, case), self.pictures(row, case)
             path.parent.mkdir(parents=True, exist_ok=True)
-            pictures = self.draw(row, case)
-            cell = self.judge(case, pictures)
-            self.reference(case).forget()
-            strip = (torch.cat(list(pictures), 1) * 255).round().byte().numpy()
-            Image.fromarray(strip).save(path.with_suffix(".webp"), quality=90)
+            if not drawn.exists():
+                strip = (torch.cat(list(self.draw(row, case)), 1) * 255).round().byte().numpy()
+                write_whole(drawn, lambda part, strip=strip: Image.fromarray(strip).save(part, "WEBP", lossless=True))  # type: ignore[misc]
+                self.reference(case).forget()
+            pictures = torch.stack(as_floats(np.asarray(Image.open(drawn))).chunk(ASKS, 1))
+            cell: Cell = dict(self.judge(case, pictures))
             cell["seconds"] = time.monotonic() - begun
             _write(path, {"row": row.name, "individual": str(case)} | cell)
         paths = [self.path(row, case) for case in self.members(row)]
         cells = [json.loads(path.read_text()) for path in paths]
-        return Result(row, cells, sum(c["seconds"] for c in cells), [path.with_suffix(".webp") for path in paths])
+        return Result(
+            row, cells, sum(c["seconds"] for c in cells), [self.pictures(row, case) for case in self.members(row)]
+        )
 
     def draw(self, row: Row, case: Case) -> Tensor:
         """[ASKS, side, side, 3] in 0..1: that row's pictures of one individual, in one sampling run."""
@@ -219,9 +230,15 @@ def _file(path: Path) -> str:
 
 
 @cache
-def _code() -> str:
-    """The pack's own files, and the lab's that draw and judge: figures of other code are other figures."""
-    told = {"__init__", "report", "statistics", "table", "verdicts", "bench"}  # of what is drawn, they only tell
-    files = sorted((ROOT / "dreamtuner_core").rglob("*.py"))
-    files += sorted(path for path in (ROOT / "lab" / "measure").glob("*.py") if path.stem not in told)
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+def _drawing() -> str:
+    """The pack's own files, and the lab's that draw: pictures of other code are other pictures."""
+    return _of([*(ROOT / "dreamtuner_core").rglob("*.py"), *(HERE / f"{name}.py" for name in DRAWING)])
+
+
+@cache
+def _judging() -> str:
+    return _of([HERE / f"{name}.py" for name in JUDGING])
+
+
+def _of(files: Sequence[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
