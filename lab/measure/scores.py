@@ -24,19 +24,22 @@ from lab.world import GROUPS, KINDS, SCENES, Attribute
 
 ALL, LETTERS = "kept", "letters"
 PARTS = (*GROUPS, LETTERS)
+READABLE = 0.3  # how much better than chance the reader must be at an attribute for it to count
 TRUE_PLACES = range(100, 116)  # seeds of where the subject might as well stand
 
 Scores = dict[str, float]
 
 
 def kept(case: Case, ask: Ask, answers: Mapping[str, str], confusion: Confusion) -> Scores:
-    """All and by group. What the text itself names, the colour, is not counted."""
+    """All and by group. Not counted: the colour where the text names it, and what the reader cannot read."""
     kind, individual = KINDS[case.kind], case.individual
     counted = [a for a in kind.attributes if not (ask.colour and a.name == kind.main_colour)]
     found: dict[str, list[float]] = {}
     for attribute in counted:
         value, question = individual[attribute.name], title(kind.word, attribute.name)
         by_chance, reached = frequency(confusion, question, value), right(confusion, question)
+        if reached - by_chance < READABLE:
+            continue
         gained = float(answers[attribute.name] == value) - by_chance
         for name in (ALL, *_parts(attribute)):
             sums = found.setdefault(name, [0.0, 0.0])

@@ -182,6 +182,15 @@ def test_kept_counts_letters_one_by_one_and_not_what_the_text_names() -> None:
     assert scores.kept(case, Ask("grass"), answers, perfect(kind.word))["colours"] < 1
 
 
+def test_what_the_reader_cannot_read_does_not_count() -> None:
+    found, name = perfect("robot"), KINDS["robot"].attributes[0].name
+    found[title("robot", name)] = {
+        value: {KINDS["robot"].attributes[0].values[0]: 5} for value in KINDS["robot"].attributes[0].values
+    }
+    answers = answers_of(ROBOT) | {name: "nothing of it"}
+    assert scores.kept(ROBOT, Ask("grass"), answers, found)["kept"] == pytest.approx(1)
+
+
 def test_text_is_what_was_asked_for() -> None:
     seen = answers_of(ROBOT) | {"kind": "robot", "scene": "grass", "count": "1", "pose": KINDS["robot"].poses[0]}
     assert scores.text(ROBOT, Ask("grass"), seen) == {"kind": 1, "scene": 1, "count": 1, "text": 1}
@@ -438,6 +447,7 @@ def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
 def test_a_tiny_table_from_end_to_end(
     host: Path, taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    taught = replace(taught, confusion={name: rows for kind in KINDS for name, rows in perfect(kind).items()})
     settings = Settings(individuals=2, sampling=Sampling(steps=2))
     bench = Bench(CHECKPOINT, settings, folder=tmp_path, taught=taught)
     rows = {row.name: row for row in table()}
