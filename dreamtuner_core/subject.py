@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Subject:
     caption: the host's CONDITIONING that describes the reference; None is no text at all (zeros).
     noise_seed: the reference's noise, drawn once on the CPU.
     encoding: what a subject encoder made of the picture (the host's rooms know its kind); None without one.
+    views: other pictures of the same subject, each a subject of its own without views; all have the one encoding.
     bank: the features already computed, kept between runs; keeper: what moves them when the host asks for memory.
     """
 
@@ -37,6 +38,15 @@ class Subject:
     bank: ReferenceBank = field(default_factory=ReferenceBank)
     keeper: Any | None = None
     encoding: Any | None = None
+    views: tuple[Subject, ...] = ()
+
+    def pictures(self) -> tuple[Subject, ...]:
+        """Each of its pictures as a subject of its own, itself first."""
+        return (replace(self, views=()), *self.views) if self.views else (self,)
+
+    def encoded(self, encoding: Any | None) -> Subject:
+        """The same subject with what a subject encoder made of all its pictures."""
+        return replace(self, encoding=encoding, views=tuple(replace(view, encoding=encoding) for view in self.views))
 
     def noise(self) -> Tensor:
         """[1, C, H/8, W/8] on the CPU; the same for one seed on every machine and at every step."""

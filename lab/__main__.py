@@ -6,12 +6,13 @@ commands:
   bench     speed and memory of the method against plain sampling
   measure   likeness and quality of the method
   memory    what a step of Subject Tuning needs, counted
+  trial     a small trial on your own checkpoint: cost, saving, quality and risks on one page
   page      the shipped workflows in ComfyUI's own page, in a browser that is there
   cards     the cards of the shipped workflows, drawn by the mini base
   mini      the small base model: its data, training and checks
 
 options:
-  --host VERSION   which ComfyUI to use, for demo, test, page and cards: {versions}
+  --host VERSION   which ComfyUI to use, for demo, test, trial, page and cards: {versions}
 
 environment:
   COMFYUI_PATH     use the ComfyUI installed there instead of fetching one
@@ -41,6 +42,7 @@ MODULES = {
     "bench": "lab.bench",
     "measure": "lab.measure",
     "memory": "lab.memory",
+    "trial": "lab.trial.__main__",
     "page": "lab.page",
     "cards": "lab.cards",
     "mini": "lab.mini.__main__",
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if command is None:
         say(f"There is no command in {' '.join(argv)!r}: choose one of {', '.join(MODULES)}.")
         return 2
-    version, rest = _host_option(argv) if command in ("demo", "test", "page", "cards") else (None, list(argv))
+    version, rest = _host_option(argv) if command in ("demo", "test", "trial", "page", "cards") else (None, list(argv))
     rest.remove(command)
     if {"-h", "--help"} & set(rest):
         return _help(command)

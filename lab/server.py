@@ -30,9 +30,10 @@ class ComfyServer(ComfyClient):
     arguments     further arguments of main.py
     pack          whether this repository is linked as custom_nodes/DreamTuner
     threads       of torch; one is quickest for small models: more wait for each other wherever a core is busy
+    base          the folder of the server's input, output, user and model folders, which then stays when it stops
 
-    The server's input, output, user and model folders are in a temporary `base`, gone when it stops, and its `log`
-    with them; the log of a server that failed stays as .lab/failed_server.log.
+    Without one `base` is temporary, gone when the server stops. So is its `log`; that of a server that failed stays as
+    .lab/failed_server.log.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ComfyServer(ComfyClient):
         threads: int = 1,
         python: str = sys.executable,
         start_timeout: float = 180.0,
+        base: Path | None = None,
     ) -> None:
         self.port = _free_port()
         super().__init__(f"http://127.0.0.1:{self.port}")
@@ -55,6 +57,7 @@ class ComfyServer(ComfyClient):
         self.command = [python, str(LAUNCHER), str(tree), "--port", str(self.port), *ALWAYS, *arguments]
         self.variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
         self.start_timeout = start_timeout
+        self.kept = base
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> ComfyServer:
@@ -71,8 +74,8 @@ class ComfyServer(ComfyClient):
     def start(self) -> None:
         HOME.mkdir(exist_ok=True)
         _sweep()
-        self.base = Path(tempfile.mkdtemp(prefix=f"server-{os.getpid()}-", dir=HOME))
-        self.log = HOME / f"{self.base.name}.log"
+        self.base = self.kept or Path(tempfile.mkdtemp(prefix=f"server-{os.getpid()}-", dir=HOME))
+        self.log = HOME / f"server-{os.getpid()}-{self.port}.log"
         try:
             self._furnish()
             with self.log.open("wb") as log:
@@ -102,7 +105,8 @@ class ComfyServer(ComfyClient):
             assert self.process.stdin is not None
             self.process.stdin.close()
             self.process = None
-        shutil.rmtree(self.base, ignore_errors=True)
+        if self.kept is None:
+            shutil.rmtree(self.base, ignore_errors=True)
 
     def _failure(self, what: str, lines: int = 30) -> ComfyError:
         """Keep the log, and show its end."""
@@ -112,17 +116,17 @@ class ComfyServer(ComfyClient):
 
     def _furnish(self) -> None:
         for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
-            (self.base / name).mkdir()
+            (self.base / name).mkdir(parents=True, exist_ok=True)
         for name, folder in self.custom_nodes.items():
             if not folder.is_dir():
                 raise ComfyError(f"The node folder {folder} does not exist.")
-            (self.base / "custom_nodes" / name).symlink_to(folder)
+            _link(self.base / "custom_nodes" / name, folder)
         for kind, files in self.models.items():
-            (self.base / "models" / kind).mkdir()
+            (self.base / "models" / kind).mkdir(exist_ok=True)
             for file in files:
                 if not file.is_file():
                     raise ComfyError(f"The model file {file} does not exist.")
-                (self.base / "models" / kind / file.name).symlink_to(file)
+                _link(self.base / "models" / kind / file.name, file)
 
     def _wait_until_ready(self) -> None:
         assert self.process is not None
@@ -136,6 +140,12 @@ class ComfyServer(ComfyClient):
             except ComfyError:
                 time.sleep(0.2)
         raise self._failure(f"ComfyUI did not answer within {self.start_timeout:.0f} s.")
+
+
+def _link(path: Path, target: Path) -> None:
+    """Anew, for a base that stayed has links of before."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
 
 
 def _sweep() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .combine_subjects import CombineSubjects
 from .reference_guidance import ReferenceGuidance
 from .saved_subject import LoadSubject, SaveSubject
+from .score_pictures import ScorePictures
 from .self_subject_attention import ApplySelfSubjectAttention
 from .storyboard import DrawStoryboard
 from .subject import EncodeSubjectImage
@@ -26,5 +28,7 @@ class DreamTunerExtension(ComfyExtension):
             SubjectTuning,
             SaveSubject,
             LoadSubject,
+            ScorePictures,
+            CombineSubjects,
             DrawStoryboard,
         ]

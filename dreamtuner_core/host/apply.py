@@ -44,7 +44,8 @@ def apply_subject(
             f"negative_weight must be between 0 and 1, a share of reference_weight, but is {negative_weight:g}."
         )
     _check_range(start, end)
-    check_fit(model, subject)
+    for picture in subject.pictures():
+        check_fit(model, picture)
     region = None if region is None else _checked_region(region)
     return with_subject(model, AppliedSubject(subject, weight, start, end, region, negative_weight))
 
@@ -143,8 +144,8 @@ def with_settings(model: ModelPatcher, change: Callable[[Settings], Settings]) -
 
 
 def with_subject(model: ModelPatcher, applied: AppliedSubject) -> ModelPatcher:
-    """A clone that reads one more subject."""
-    return with_settings(model, lambda s: replace(s, subjects=(*s.subjects, applied)))
+    """A clone that reads one more subject, all its pictures."""
+    return with_settings(model, lambda s: replace(s, subjects=(*s.subjects, *applied.of_each_picture())))
 
 
 def with_guidance(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:

@@ -110,6 +110,7 @@ def of_subject(subject: Subject) -> str:
     encoding = subject.encoding
     if encoding is not None:
         fingerprint.add(encoding.tokens, *([] if encoding.without is None else [encoding.without]))
+    fingerprint.add(*(of_subject(view) for view in subject.views))
     return fingerprint.text()
 
 

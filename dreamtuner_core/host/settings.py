@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -40,6 +40,12 @@ class AppliedSubject:
             return self.weight
         way = min(max((percent - self.start) / max(self.end - self.start, 1e-6), 0.0), 1.0)
         return self.weight + way * (self.end_weight - self.weight)
+
+    def of_each_picture(self) -> list[AppliedSubject]:
+        """Its pictures, each with an equal share of the weight: Eq. 3 then sums to that of one subject."""
+        pictures = self.subject.pictures()
+        end = None if self.end_weight is None else self.end_weight / len(pictures)
+        return [replace(self, subject=p, weight=self.weight / len(pictures), end_weight=end) for p in pictures]
 
 
 @dataclass(frozen=True, eq=False)

@@ -128,6 +128,14 @@ def encode_picture(encoder: LoadedEncoder, picture: Tensor) -> SubjectEncoding:
     return SubjectEncoding(encoder, tokens, without)
 
 
+def joined(encodings: Sequence[SubjectEncoding]) -> SubjectEncoding:
+    """Of several pictures, by one encoder: their tokens together, which share one softmax."""
+    first, *_ = encodings
+    without = [e.without for e in encodings if e.without is not None]
+    tokens = torch.cat([e.tokens for e in encodings], dim=1)  # [1, T + T + ..., C]
+    return SubjectEncoding(first.encoder, tokens, torch.cat(without, dim=1) if without else None)
+
+
 def tower_states(encoder: LoadedEncoder, picture: Tensor) -> Tensor:
     """What the ResBlocks of a subject encoder (no IP-Adapter) read of one framed picture: [1, L, T, W]."""
     model, square, device = encoder.model, on_a_square(picture), encoder.patcher.load_device

@@ -116,8 +116,8 @@ class Run:
         self.conditions: dict[int, dict[str, Tensor]] = {}
         self.channels: dict[Hashable, LogWeightChannels] = {}
         self.newest: dict[tuple[int, FeaturesKey], Features] = {}
-        for subject in {id(a.subject): a.subject for a in settings.subjects}.values():
-            subject.bank.begin_run()
+        for bank in {id(a.subject.bank): a.subject.bank for a in settings.subjects}.values():
+            bank.begin_run()
 
     def join(self, options: Options) -> None:
         """Hang the run's wrappers on its transformer_options."""

@@ -20,7 +20,7 @@ from ...encoder.file import metadata_of
 from ...encoder.model import KeysValues, SubjectEncoder, SubjectEncoderAttention
 from ...subject import Subject
 from ..apply import with_encoder, with_settings
-from ..encoder.load import SubjectEncoding, encode_picture, load_encoder, tower_states
+from ..encoder.load import SubjectEncoding, encode_picture, joined, load_encoder, tower_states
 from ..encoder.patch import EncoderAtWork, with_encoders
 from ..options import Options
 from ..settings import KEY, AppliedEncoder, Settings
@@ -135,8 +135,9 @@ def with_tuned_encoder(
 ) -> tuple[ModelPatcher, Subject]:
     """Model and subject as the graph's own nodes make them with that file in place of the encoder that was given."""
     before = applied.encoding
-    encoding = encode_picture(load_encoder(file, before.encoder.clip_vision), subject.picture)
-    shown = replace(applied.subject, encoding=encoding)
+    encoder = load_encoder(file, before.encoder.clip_vision)
+    encoding = joined([encode_picture(encoder, one.picture) for one in subject.pictures()])
+    shown = applied.subject.encoded(encoding)
 
     def again(settings: Settings) -> Settings:
         """Without the one that was given; its subject's reference sees the new one."""
@@ -147,4 +148,4 @@ def with_tuned_encoder(
         return replace(settings, subjects=subjects, encoders=())
 
     model = with_encoder(with_settings(model, again), replace(applied, subject=shown))
-    return model, replace(subject, encoding=encoding)
+    return model, subject.encoded(encoding)

@@ -1,0 +1,170 @@
+"""From pictures in the host to what the gate lets through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...gate import Gate
+from ...scores import Limits, Score, best_match, colour, cosine, faults, sharpness
+from ...subject import Subject, frame
+from ..subject.find import find_subject
+from .keys import as_subject, keys
+from .towers import picture_embedding, text_embedding, tower_name
+
+METADATA = "dreamtuner_scores"  # key in a picture's metadata
+BY_KEYS = "keys (order alone)"
+
+
+class Framed(NamedTuple):
+    """A subject alone: picture [1, H, W, 3] and mask [1, H, W]; all of the picture where it was not found."""
+
+    picture: Tensor
+    mask: Tensor
+    found: bool = True
+
+
+@dataclass(frozen=True)
+class Towers:
+    """What likeness and text match are measured by, as the node's inputs give them."""
+
+    clip_vision: Any | None = None
+    clip: Any | None = None
+    text: str = ""
+    model: ModelPatcher | None = None
+    vae: Any | None = None
+
+    def check(self, limits: Limits) -> None:
+        """Raise ValueError, in one sentence, where they cannot measure what is asked."""
+        if self.clip_vision is None and (self.model is None or self.vae is None):
+            raise ValueError(
+                "there is nothing to measure likeness by; link clip_vision (CLIP or DINOv2), or model and vae of the "
+                "checkpoint that drew the pictures."
+            )
+        if self.clip_vision is None and limits.likeness:
+            raise ValueError(
+                f"min_likeness is {limits.likeness:g}, but the checkpoint's own keys only put pictures in order and "
+                "know no threshold; link clip_vision, or set min_likeness to 0."
+            )
+        if self.clip is not None and self.clip_vision is None:
+            raise ValueError(
+                "text match needs the image tower that goes with the clip; link clip_vision, or unlink clip."
+            )
+        if self.clip is None and limits.text:
+            raise ValueError(
+                f"min_text is {limits.text:g}, but there is no text to match; link clip and clip_vision and write the "
+                "text, or set min_text to 0."
+            )
+
+
+def score_pictures(images: Tensor, subject: Subject, towers: Towers, limits: Limits) -> Gate:
+    """Measure each picture [B, H, W, 3] alone, so that no figure depends on the batch or its order.
+
+    Raises ValueError, in one sentence, for what is no batch of pictures, or cannot be measured as asked.
+    """
+    towers.check(limits)
+    images = _checked(images)
+    wanted = None if towers.clip is None else text_embedding(towers.clip, towers.text, towers.clip_vision)
+    references = [_framed_reference(picture) for picture in subject.pictures()]
+    masks = find_subject(images)
+    side = references[0].picture.shape[1]
+    framed = [_framed(image[None], mask[None], side) for image, mask in zip(images, masks)]
+    measure = _by_keys if towers.clip_vision is None else _by_tower
+    scores = []
+    for image, mask, seen, likeness in zip(images, masks, framed, measure(towers, subject, references, framed)):
+        reference = references[likeness.index(max(likeness))]  # the picture of the subject that it resembles most
+        pair = seen.picture[0], seen.mask[0], reference.picture[0], reference.mask[0]
+        text = None
+        if wanted is not None:
+            text = cosine(picture_embedding(towers.clip_vision, image[None]), wanted)
+        found = faults(image, mask, reference.picture[0], reference.mask[0])
+        scores.append(Score(max(likeness), text, sharpness(*pair), colour(*pair), found))
+    by = BY_KEYS if towers.clip_vision is None else tower_name(towers.clip_vision)
+    return Gate(scores, limits, by)
+
+
+def _by_tower(
+    towers: Towers, subject: Subject, references: Sequence[Framed], framed: Sequence[Framed]
+) -> list[list[float]]:
+    """Likeness of each picture to each reference."""
+    wanted = [picture_embedding(towers.clip_vision, reference.picture) for reference in references]
+
+    def likeness(seen: Framed) -> list[float]:
+        found = picture_embedding(towers.clip_vision, seen.picture)
+        return [cosine(found, one) for one in wanted]
+
+    return _each(framed, likeness)
+
+
+def _by_keys(
+    towers: Towers, subject: Subject, references: Sequence[Framed], framed: Sequence[Framed]
+) -> list[list[float]]:
+    """Likeness of each picture to each reference. Each sees the caption of the subject's first picture."""
+    model = towers.model
+    assert model is not None
+    # all through the VAE first, so that it and the U-Net need not take turns on the device
+    seen = [as_subject(towers.vae, x.picture, x.mask, subject) for x in (*references, *framed)]
+    wanted = [keys(model, one) for one in seen[: len(references)]]
+
+    def likeness(one: Subject) -> list[float]:
+        found = keys(model, one)
+        return [best_match(r.k[0], r.mask, found.k[0]) for r in wanted]
+
+    return _each(seen[len(references) :], likeness)
+
+
+def _each(things: Sequence[Any], measure: Callable[[Any], list[float]]) -> list[list[float]]:
+    found, progress = [], comfy.utils.ProgressBar(len(things))
+    for thing in things:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        found.append(measure(thing))
+        progress.update(1)
+    return found
+
+
+def _framed(image: Tensor, mask: Tensor, resolution: int) -> Framed:
+    """The subject alone, on white; the whole picture, at the same size, where none was found."""
+    if mask.max() > 0.5:
+        picture, framed_mask = frame(image, mask, resolution)
+        assert framed_mask is not None
+        return Framed(picture, framed_mask)
+    picture, _ = frame(image, torch.ones(image.shape[:3]), resolution)
+    return Framed(picture, torch.ones(picture.shape[:3]), False)
+
+
+def _framed_reference(subject: Subject) -> Framed:
+    if subject.mask is not None:
+        return Framed(subject.picture, subject.mask)
+    framed = _framed(subject.picture, find_subject(subject.picture), round(subject.picture.shape[1:3].numel() ** 0.5))
+    if not framed.found:
+        raise ValueError(
+            "the subject has no mask, and none could be found in its picture; link a mask to Encode Subject Image."
+        )
+    return framed
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.ndim != 4 or images.shape[-1] < 3 or images.numel() == 0:
+        raise ValueError(f"expected a batch of RGB pictures, but got a tensor of shape {tuple(images.shape)}.")
+    if not torch.isfinite(images).all():
+        raise ValueError("the pictures have values that are no numbers (NaN or infinity); mend the node before it.")
+    return images[..., :3].float().cpu().clamp(0, 1)
+
+
+def tell_figures(gate: Gate, of: Sequence[int], prompt: Any, node_id: str | None, extra_pnginfo: Any) -> None:
+    """Write the figures of these pictures where the host's save nodes take a picture's metadata from.
+
+    prompt: the graph as it was queued; extra_pnginfo: what the page sent along. Either may be None.
+    """
+    figures = gate.figures(of)
+    if isinstance(extra_pnginfo, dict):
+        extra_pnginfo.setdefault(METADATA, []).extend(figures)
+    if node_id in (prompt or {}):
+        prompt[node_id].setdefault("_meta", {})[METADATA] = figures

@@ -1,0 +1,158 @@
+"""How good pictures of a subject are: what is wrong with one, how it resembles the reference, and which is best.
+
+Ours: the paper (table 1) measures CLIP-I and CLIP-T on whole pictures. Here each figure is of the subject alone, so
+that a scene that differs, as it should, costs nothing. A picture is looked at alone: no figure depends on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLANK = 0.02  # standard deviation of a picture in which nothing is
+CELL, GRAIN = 2, 0.5  # pixels; a picture whose neighbouring cells are less alike than this is noise
+EXTREME, BURNT = 0.01, 0.25  # how near 0 or 1 a value is burnt; share of such pixels above the reference's
+CUT = 0.3  # share of the subject's width or height that lies on the picture's edge
+BINS = 4  # a channel, of the colours' histogram
+CROP = 256  # pixels; sharpness is compared on crops of at most this size
+FATAL = ("blank", "noise", "burnt", "subject not found")  # never pass; a cut-off picture only ranks low
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a picture must reach; 0 is off."""
+
+    likeness: float = 0.0
+    text: float = 0.0
+    sharpness: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:  # NaN too
+                raise ValueError(f"min_{name} must be between 0 and 1, but is {value:g}.")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one picture. likeness and text: cosines, None where not measured. sharpness: 1 is the reference's.
+
+    colour: 0..1, the share of the subject's colours that it has in common with the reference.
+    """
+
+    likeness: float | None
+    text: float | None
+    sharpness: float
+    colour: float
+    faults: tuple[str, ...] = ()
+
+    def failures(self, limits: Limits) -> list[str]:
+        """Why it does not pass, in words; empty where it passes."""
+        found = [fault for fault in self.faults if fault in FATAL]
+        for name, least in vars(limits).items():
+            value = getattr(self, name)
+            if least and value is not None and value < least:
+                found.append(f"{name} below {least:g}")
+        return found
+
+    def key(self, limits: Limits) -> tuple[bool, bool, float]:
+        """Sorts best first: what passes, then what has no fault, then by likeness (colour where none was measured)."""
+        value = self.colour if self.likeness is None else self.likeness
+        return bool(self.failures(limits)), bool(self.faults), -value
+
+
+def ranking(scores: Sequence[Score], limits: Limits) -> list[int]:
+    """Indices of the pictures, best first."""
+    return sorted(range(len(scores)), key=lambda i: scores[i].key(limits))
+
+
+def faults(picture: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> tuple[str, ...]:
+    """What is wrong with a picture [H, W, 3] and its subject's mask [H, W], whatever it shows."""
+    if picture.std() < BLANK:
+        return ("blank",)
+    if grain(picture) < GRAIN:
+        return ("noise",)
+    found = []
+    if clipped(picture, mask) - clipped(reference, reference_mask) > BURNT:
+        found.append("burnt")
+    if not mask.max() > 0.5:
+        found.append("subject not found")
+    elif edge_contact(mask) > CUT:
+        found.append("cut off")
+    return tuple(found)
+
+
+def grain(picture: Tensor) -> float:
+    """Correlation of neighbouring cells of CELL pixels, along the better of the two axes: near 0 in noise alone."""
+    cells = F.avg_pool2d(picture.movedim(-1, 0)[None].double(), CELL)[0]  # [3, h, w]
+    cells = cells - cells.mean(dim=(1, 2), keepdim=True)
+    pairs = ((cells[:, 1:], cells[:, :-1]), (cells[:, :, 1:], cells[:, :, :-1]))
+    return float(max((a * b).mean() for a, b in pairs) / (cells**2).mean().clamp_min(1e-12))
+
+
+def clipped(picture: Tensor, mask: Tensor) -> float:
+    """Share of the subject (of the whole picture where there is none) whose every channel is at its end."""
+    at_end = ((picture < EXTREME) | (picture > 1 - EXTREME)).all(dim=-1).double()
+    weight = mask.double() if mask.max() > 0.5 else torch.ones_like(at_end)
+    return float((at_end * weight).sum() / weight.sum())
+
+
+def edge_contact(mask: Tensor) -> float:
+    """How much of the subject's width or height lies on the picture's edge, at the edge where it is most: 0..1."""
+    inside = mask > 0.5
+    width, height = (int(inside.any(dim).sum()) for dim in (0, 1))
+    on_edges = [(inside[0], width), (inside[-1], width), (inside[:, 0], height), (inside[:, -1], height)]
+    return max(float(edge.sum()) / length for edge, length in on_edges)
+
+
+def sharpness(picture: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> float:
+    """How crisp the subject is, against the reference: 1 is as crisp, 0 has no edge; noise exceeds 1.
+
+    Pictures [H, W, 3] and masks [H, W], framed alike; the larger is brought to the size of the smaller, for size alone
+    is no sharpness.
+    """
+    side = min(picture.shape[0], reference.shape[0], CROP)
+    one, other = (_edges(*pair, side) for pair in ((picture, mask), (reference, reference_mask)))
+    return one / max(other, 1e-9)
+
+
+def _edges(picture: Tensor, mask: Tensor, side: int) -> float:
+    """Mean energy of what a blur of 3 pixels takes away, inside the subject, against its own contrast."""
+    four = torch.cat([picture.mean(-1, keepdim=True), mask[..., None]], dim=-1).movedim(-1, 0)[None].double()
+    grey, inside = F.interpolate(four, (side, side), mode="bilinear", antialias=True)[0]
+    weight = inside * (inside > 0.5)
+    high = grey - F.avg_pool2d(F.pad(grey[None, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0, 0]
+    total = weight.sum().clamp_min(1e-9)
+    mean = (grey * weight).sum() / total
+    contrast = ((grey - mean) ** 2 * weight).sum() / total
+    return float((((high**2) * weight).sum() / total / contrast.clamp_min(1e-6)).sqrt())
+
+
+def colour(picture: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> float:
+    """Shared part of the subjects' colour histograms, 0..1."""
+    pairs = ((picture, mask), (reference, reference_mask))
+    return float(torch.minimum(*(_histogram(*pair) for pair in pairs)).sum())
+
+
+def _histogram(picture: Tensor, mask: Tensor) -> Tensor:
+    """[BINS ** 3], sums to one; a colour between two bins counts in both."""
+    position = picture.reshape(-1, 3).double().clamp(0, 1) * (BINS - 1)
+    index = torch.arange(BINS, dtype=torch.float64)
+    near = (1 - (position[..., None] - index).abs()).clamp_min(0)  # [HW, 3, BINS]
+    joint = torch.einsum("pa,pb,pc,p->abc", *near.unbind(1), mask.reshape(-1).double())
+    return joint.flatten() / joint.sum().clamp_min(1e-9)
+
+
+def best_match(reference: Tensor, weight: Tensor, picture: Tensor) -> float:
+    """Mean over the subject's tokens [M, C], each by its weight [M], of the cosine to the best of [N, C]."""
+    a, b = (F.normalize(x.float(), dim=-1) for x in (reference, picture))
+    best = (a @ b.T).amax(dim=1)
+    return float((best * weight).sum() / weight.sum())
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    """Of two vectors [C] or [1, C]."""
+    return float(F.cosine_similarity(one.flatten().double(), other.flatten().double(), dim=0))

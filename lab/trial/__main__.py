@@ -1,0 +1,30 @@
+"""`python3 -m lab trial`: draws, measures, writes the page; a killed one goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lab.host import HOME, say
+from lab.trial.plan import parse
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        plan, page = parse(argv)
+        from lab.client import ComfyError  # after --help, which needs no environment
+
+        try:
+            from lab.trial.page import written
+            from lab.trial.studio import Studio
+
+            record = Studio(plan, HOME / "trials" / plan.key).run()
+        except ComfyError as error:
+            say(f"the trial stopped: {error}")
+            return 1
+        page.out.parent.mkdir(parents=True, exist_ok=True)
+        page.out.write_text(written(plan, page, record), encoding="utf-8")
+    except (ValueError, OSError) as error:
+        say(f"the trial cannot run: {error}")
+        return 1
+    print(page.out)
+    return 0

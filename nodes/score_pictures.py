@@ -1,0 +1,104 @@
+"""Score Pictures: the quality gate."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..dreamtuner_core.host.scoring.score import Towers, score_pictures, tell_figures
+from ..dreamtuner_core.scores import Limits
+from .common import CATEGORY, SubjectSocket, named_errors
+
+PASS_THE_BEST, STOP = "pass the best", "stop"
+
+
+class ScorePictures(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamTunerScorePictures",
+            display_name="Score Pictures",
+            category=CATEGORY,
+            description="Measures how well each picture shows the subject, ranks them, and lets the best through.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to choose from, in one batch."),
+                SubjectSocket.Input("subject", tooltip="The subject that they should show."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Measures likeness: DINOv2 or CLIP, from Load CLIP Vision. Without it the checkpoint's own "
+                    "keys put the pictures in order, but know no threshold.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Measures text match, where it is the pair of clip_vision: SDXL's with CLIP-ViT-bigG, "
+                    "SD2.x's with CLIP-ViT-H.",
+                ),
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What the pictures should show, for the text match.",
+                ),
+                io.Model.Input(
+                    "model", optional=True, tooltip="The checkpoint that drew them, where there is no clip_vision."
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="That checkpoint's VAE."),
+                io.Int.Input("keep", default=1, min=1, max=4096, optional=True, tooltip="How many are given as best."),
+                _threshold("min_likeness", "Least likeness, a cosine: about 0.6 with DINOv2, 0.8 with CLIP; 0 is off."),
+                _threshold("min_text", "Least text match, a cosine: about 0.25; 0 is off."),
+                _threshold("min_sharpness", "Least sharpness; 1 is as crisp as the reference, 0 is off."),
+                io.Combo.Input(
+                    "on_fail",
+                    options=[PASS_THE_BEST, STOP],
+                    default=PASS_THE_BEST,
+                    optional=True,
+                    tooltip="Where too few pass: fill up with the best of the rest, or give those that passed alone "
+                    "and stop where there is none.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="best", tooltip="The best pictures, best first."),
+                io.Image.Output(display_name="accepted", tooltip="All that passed, best first."),
+                io.Image.Output(display_name="rejected", tooltip="All that failed, best first."),
+                io.Image.Output(display_name="sheet", tooltip="All of them in order: a tick passed, a cross failed."),
+                io.String.Output(display_name="scores", tooltip="The figures, as JSON."),
+                io.Boolean.Output(display_name="passed", tooltip="Whether every picture in best passed."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images,
+        subject,
+        clip_vision=None,
+        clip=None,
+        text="",
+        model=None,
+        vae=None,
+        keep=1,
+        min_likeness=0.0,
+        min_text=0.0,
+        min_sharpness=0.0,
+        on_fail=PASS_THE_BEST,
+    ) -> io.NodeOutput:
+        with named_errors("Score Pictures"):
+            limits = Limits(min_likeness, min_text, min_sharpness)
+            gate = score_pictures(images, subject, Towers(clip_vision, clip, text, model, vae), limits)
+        best = (gate.order if on_fail == PASS_THE_BEST else gate.accepted)[:keep]
+        tell_figures(gate, best, cls.hidden.prompt, cls.hidden.unique_id, cls.hidden.extra_pnginfo)
+        return io.NodeOutput(
+            images[best] if best else ExecutionBlocker(f"Score Pictures: none of {len(images)} pictures passed."),
+            *(images[some] if some else ExecutionBlocker(None) for some in (gate.accepted, gate.rejected)),
+            gate.sheet(images, subject.picture[0]),
+            gate.as_json(),
+            bool(best) and set(best) <= set(gate.accepted),
+        )
+
+
+def _threshold(name: str, tooltip: str) -> io.Input:
+    return io.Float.Input(name, default=0.0, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip)
