@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lab.demo import CHECKPOINT, SAMPLING, SIDE
 from lab.host import HOME
@@ -96,7 +97,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Page]:
 
 def _plan(given: argparse.Namespace) -> Plan:
     mini = given.checkpoint.resolve() == CHECKPOINT
-    usual = {"side": SIDE if mini else 512, **(SAMPLING if mini else {})}
+    usual: dict[str, Any] = {"side": SIDE if mini else 512, **(SAMPLING if mini else {})}
     asked = {name: getattr(given, name) for name in ("side", "cfg", "sampler_name", "scheduler")}
     sampling = usual | {name: value for name, value in asked.items() if value is not None}
     references = given.reference or [default_reference(given.class_word)]

@@ -224,7 +224,7 @@ def _cut_out(path: str) -> bool:
     from PIL import Image
 
     with Image.open(path) as picture:
-        return "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] < 255
+        return "A" in picture.getbands() and min(picture.getchannel("A").tobytes()) < 255
 
 
 def _counted(what: str) -> Callable[[str, int, int], None]:
