@@ -67,6 +67,9 @@ class Reading:
 class Reader(nn.Module):
     """Pictures [B, 3, 128, 128] in 0..1 -> (logits [B, M, A] of the questions asked of each, spots [B, S, 32, 32])."""
 
+    group: Tensor  # [Q]: the classifier of each question
+    beyond: Tensor  # [Q, A]: true where a question has no such answer
+
     def __init__(self) -> None:
         super().__init__()
         self.fine = nn.Sequential(_stage(3, 64, 8, 4), _Block(64))  # 32 x 32
@@ -94,7 +97,7 @@ class Reader(nn.Module):
         features = self.joined(middle + F.interpolate(self.down(self.coarse(middle)), scale_factor=2))
         spots = self.spots(F.relu(fine + F.interpolate(self.around(features), scale_factor=2)))
         k, v = self.keys((features + self.position).flatten(2).transpose(1, 2)).chunk(2, -1)  # [B, 256, C]
-        seen = F.scaled_dot_product_attention(*(_heads(x) for x in (self.queries[asked], k, v)))
+        seen = F.scaled_dot_product_attention(_heads(self.queries[asked]), _heads(k), _heads(v))
         found = seen.transpose(1, 2).flatten(2)  # [B, M, C]
         found = found + self.after(found)
         logits = torch.einsum("bmc,bmac->bma", found, self.classifiers[self.group[asked]].to(found.dtype))
@@ -139,8 +142,9 @@ class _Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1))
-        nn.init.zeros_(self.inner[2].weight)
+        last = nn.Conv2d(width, width, 3, 1, 1)
+        nn.init.zeros_(last.weight)
+        self.inner = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.inner(x))

@@ -126,7 +126,7 @@ def _spliced(rng: np.random.Generator, picture: Picture, other: Picture) -> tupl
 def taught(lessons: Lessons, steps: int = STEPS, seed: int = 0) -> Reader:
     """A reader taught on those pictures, under bf16 autocast."""
     torch.manual_seed(seed)
-    reader = Reader().to(memory_format=torch.channels_last).train()
+    reader = Reader().train()
     optimiser = torch.optim.AdamW(reader.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
     asked, order, begun = asked_table(lessons.kinds), torch.empty(0, dtype=torch.long), time.monotonic()
