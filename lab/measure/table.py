@@ -37,7 +37,7 @@ SWEEP, SHARES = (1.0, 2.0, 3.0), (0.0, 0.25, 0.5, 1.0)
 SHIFTS = ((0, 100), (0, 300), (0, 1000), (50, 0), (100, 0), (50, 300))  # dt, dt'
 STRENGTHS = (0.1, 0.2, 0.5)
 SHOWN = (TRUE, PLAIN, "reference-only, bare", "ACN, fidelity 1, cut-out", ATTENTION, ALL, TUNED)  # in the sheet
-FEW, SLOW = 24, 6  # individuals, in rows that matter less and in slow ones
+FEW, SLOW = 12, 3  # individuals, in rows that matter less and in slow ones
 WITHOUT_LAYOUT = HOME / "mini" / "encoder_without_layout" / "subject_encoder.safetensors"
 """For the ablation alone, and its row is there where it is: `python3 -m lab mini encoder --without-layout`."""
 
@@ -62,9 +62,9 @@ def _main() -> list[Row]:
         Row(PLAIN, group, Plain(), quick=True),
         Row(ATTENTION, group, ours(), more, quick=True),
         Row(ALL, group, whole, (*more, Expect("kept", MORE, ATTENTION)), quick=True),
-        Row("S-S-A + guidance", group, ours(guidance=GUIDANCE), (Expect("kept", MORE, ATTENTION),)),
+        Row("S-S-A + guidance", group, ours(guidance=GUIDANCE), (Expect("kept", MORE, ATTENTION),), most=FEW),
         Row("S-S-A + encoder", group, ours(encoder=BETA), (Expect("kept", MORE, ATTENTION),)),
-        Row("S-S-A, no mask", group, ours(masked=False), (Expect("bleed", MORE, ATTENTION),), quick=True),
+        Row("S-S-A, no mask", group, ours(masked=False), (Expect("bleed", MORE, ATTENTION),), most=FEW, quick=True),
     ]
 
 
@@ -75,7 +75,7 @@ def _peers() -> list[Row]:
     for name, cut_out in (("bare", False), ("cut-out", True)):
         peers = {"reference-only": ReferenceOnly(cut_out)}
         peers |= {f"ACN, fidelity {f:g}": ReferenceOnly(cut_out, f, anew=True) for f in (0.5, 1.0)}
-        rows += [Row(f"{peer}, {name}", group, make, behind, quick=not cut_out) for peer, make in peers.items()]
+        rows += [Row(f"{p}, {name}", group, make, behind, most=FEW, quick=not cut_out) for p, make in peers.items()]
     leaks = (Expect("leak", MORE), Expect("bleed", MORE))
     rows += [Row(f"image-to-image {d:g}", group, Plain(), leaks, denoise=d, most=FEW) for d in (0.6, 0.8)]
     return [*rows, Row("DreamBooth LoRA, 60 steps", group, TrainedLora(), most=SLOW)]
@@ -145,6 +145,8 @@ def _where() -> list[Row]:
     """Reading in a part of the steps or blocks; captions of the reference."""
     group, less = "When and where", (Expect("kept", LESS, ATTENTION),)
     rows = [Row(f"{' and '.join(b)} blocks", group, ours(blocks=b), most=FEW) for b in (("output",), ("input",))]
+    output = ours(weight=3.0, blocks=("output",))
+    rows.append(Row("output blocks, w_ref 3", group, output, most=FEW))
     spans = ((0.0, 0.5), (0.5, 1.0), (0.0, 0.8), (0.2, 1.0))
     rows += [Row(f"from {a:g} to {b:g}", group, ours(start=a, end=b), less, most=FEW) for a, b in spans]
     captions = ("detailed", "empty", "none")

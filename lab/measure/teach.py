@@ -40,7 +40,7 @@ from lab.world import KINDS, Picture, compose
 Leaves = Callable[[Tensor], Tensor]
 """What the autoencoder leaves of pictures [B, H, W, 3] in 0..1."""
 
-PICTURES, TEST_PICTURES, STEPS, BATCH = 8_000, 800, 1_600, 64
+PICTURES, TEST_PICTURES, STEPS, BATCH = 8_000, 800, 2_600, 64
 WHITE = "a white background"
 RATE, DECAY = 1.5e-3, 0.02
 PAIRS, SPLICED = 0.1, 0.25  # shares of pictures of two, and of those with two backgrounds
