@@ -45,7 +45,7 @@ class ComfyServer(ComfyClient):
         pack: bool = True,
         threads: int = 1,
         python: str = sys.executable,
-        start_timeout: float = 180.0,
+        start_timeout: float = 600.0,
         base: Path | None = None,
     ) -> None:
         self.port = _free_port()
