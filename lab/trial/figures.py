@@ -58,10 +58,10 @@ def machine_minutes(of: Way) -> float | None:
 
 
 def next_step(of: Way, plan: Plan) -> str:
-    """pilot, tune, reference or stop: which of the page's sentences on what to do next holds."""
+    """Which sentence on what to do next holds. An order alone never says that pictures are good enough."""
     luck = chance(plan) or 0.0
     if of.rate.low > max(0.4, luck):
-        return "pilot"
+        return "pilot" if plan.min_likeness else "look"
     if of.rate.mean > max(0.25, luck):
         return "reference" if plan.tune else "tune"
     return "stop" if plan.tune else "reference"

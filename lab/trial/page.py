@@ -72,7 +72,8 @@ class Writer:
     def _answer(self) -> str:
         rate = self.chosen.rate
         share = {"good": len(self.chosen.good), "all": len(self.chosen.shots), "rate": _percent(rate.mean)}
-        told = [self.say("good_of", **share, low=_percent(rate.low), high=_percent(rate.high))]
+        counted = "good_of" if self.plan.min_likeness else "closer_of"
+        told = [self.say(counted, **share, low=_percent(rate.low), high=_percent(rate.high))]
         if self.plan.min_likeness:
             before = self.ways["before"]
             told.append(
@@ -128,7 +129,8 @@ class Writer:
         if minutes is None or self.page.minutes_by_hand is None:
             return f"<p>{self._saved()}</p>"
         hand = self.say("by_hand", minutes=_minutes(self.page.minutes_by_hand))
-        return _list([hand, self.say("by_machine", minutes=_minutes(minutes)), self._saved()])
+        told = [hand, self.say("by_machine", minutes=_minutes(minutes)), self._saved()]
+        return _list(told + ([] if self.plan.min_likeness else [self.say("agree")]))
 
     def _saved(self) -> str:
         minutes, hand = figures.machine_minutes(self.chosen), self.page.minutes_by_hand
@@ -227,6 +229,8 @@ def _percent(share: float) -> str:
 
 
 def _minutes(minutes: float) -> str:
+    if 0 < minutes < 0.1:
+        return "< 0.1"  # escaped where it is said
     return f"{minutes:.0f}" if abs(minutes) >= 10 else f"{minutes:.1f}"
 
 

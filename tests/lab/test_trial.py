@@ -172,7 +172,7 @@ def test_the_page_is_whole_and_fetches_nothing(files: list[str], tmp_path: Path,
     assert len(seen.links) == 1 + 4 + 8  # reference, best and worst with their plain ones, and all
     assert "A <b> & Co" in seen.text
     assert words["ended"] in seen.text
-    assert words["good_of"].format(good=2, all=4, rate="50 %", low="15 %", high="85 %") in seen.text
+    assert words["closer_of"].format(good=2, all=4, rate="50 %", low="15 %", high="85 %") in seen.text
     assert words["saving"].format(minutes="90") in seen.text
     assert "{" not in seen.text
 
@@ -202,3 +202,12 @@ def test_both_languages_say_the_same() -> None:
 
     english, japanese = (json.loads((HERE / f"{name}.json").read_text(encoding="utf-8")) for name in ("en", "ja"))
     assert fields(english) == fields(japanese)
+
+
+def test_an_order_alone_never_says_that_pictures_are_good_enough(files: list[str], tmp_path: Path) -> None:
+    plan = parse([*files, "--seeds", "2", "--tune", "5"])[0]
+    made = record(plan, tmp_path)
+    tuned = figures.way("tuned", made, plan)
+    assert len(tuned.good) == len(tuned.shots)
+    assert figures.next_step(tuned, plan) == "look"
+    assert figures.next_step(tuned, replace(plan, clip_vision="dino.safetensors", min_likeness=0.5)) == "pilot"
