@@ -4,6 +4,7 @@
     caption.cross, caption.pooled          its caption, encoded
     encoding.tokens, encoding.without      what a subject encoder made of it
     word.<text encoder>                    S*
+    view<n>.picture, .mask, .latent, ...   its other pictures, from 1 (version 2; without them a file is of version 1)
 
 and in the metadata, under "subject", a JSON object of plain values. A file is foreign matter: its size and header are
 looked at before anything of it is read. What it may hold says `SavedSubject`, for saving and for loading alike.
@@ -15,7 +16,7 @@ import datetime
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from .subject import SIZE_STEP, Subject
 from .texts import checked_class_word, checked_name, checked_text, shown
 from .tuned_subject import TunedSubject
 
-FORMAT, VERSION = "dreamtuner.subject", "1"
+FORMAT, VERSION, WITH_VIEWS = "dreamtuner.subject", "1", "2"
+MOST_VIEWS = 64  # other pictures of one subject
 LARGEST_FILE = 512 * 2**20  # bytes
 SIDES = (SIZE_STEP, 16384)  # pixels
 CHANNELS = 64  # of a latent, at most
@@ -87,6 +89,7 @@ class SavedSubject:
     caption: (cross [1, T, D], pooled [1, P] or None). words: S*, [D] by text encoder.
     tuning: class_word, name, lora_hash and steps of its TunedSubject; None where it was not tuned.
     encoding: (tokens [1, T, C], without [1, T, C] or None), with the name of the encoder's file, and its fingerprint.
+    views: its other pictures, each with caption and noise seed alone.
     """
 
     picture: Tensor
@@ -101,9 +104,13 @@ class SavedSubject:
     encoding: tuple[Tensor, Tensor | None] | None = None
     encoder_name: str = ""
     encoder_identity: str = ""
+    views: tuple[SavedSubject, ...] = ()
 
     def __post_init__(self) -> None:
-        tensors = self.tensors()
+        _check_views(self)
+        tensors = {
+            name: x for name, x in self.tensors().items() if not name.startswith("view")
+        }  # those check themselves
         _check_shapes(tensors)
         _check_values(tensors)
         if type(self.noise_seed) is not int or not 0 <= self.noise_seed < 2**64:
@@ -120,6 +127,8 @@ class SavedSubject:
             first, second = pair or (None, None)
             named |= {f"{name}.{FIRST[name]}": first, f"{name}.{SECOND[name]}": second}
         named |= {f"word.{name}": word for name, word in self.words.items()}
+        for number, view in enumerate(self.views, start=1):
+            named |= {f"{_prefix(number)}{name}": x for name, x in view.tensors().items()}
         return {name: x for name, x in named.items() if x is not None}
 
 
@@ -145,12 +154,13 @@ def saved(
         encoding=None if encoding is None else (encoding.tokens, encoding.without),
         encoder_name="" if encoding is None else encoding.encoder.name,
         encoder_identity=encoder_identity,
+        views=tuple(saved(replace(view, encoding=None), None, Rights(), "") for view in subject.views),
     )
 
 
 def to_file(content: SavedSubject) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata."""
-    plain = {
+    plain: dict[str, Any] = {
         "noise_seed": content.noise_seed,
         "caption_text": content.caption_text,
         "rights": asdict(content.rights),
@@ -158,7 +168,10 @@ def to_file(content: SavedSubject) -> tuple[dict[str, Tensor], dict[str, str]]:
         "encoder_name": content.encoder_name,
         "encoder_identity": content.encoder_identity,
     }
-    metadata = {"format": FORMAT, "version": VERSION, "subject": json.dumps(plain, ensure_ascii=False)}
+    version = VERSION
+    if content.views:
+        version, plain["views"] = WITH_VIEWS, [{"noise_seed": view.noise_seed} for view in content.views]
+    metadata = {"format": FORMAT, "version": version, "subject": json.dumps(plain, ensure_ascii=False)}
     return {name: x.detach().cpu().contiguous().clone() for name, x in content.tensors().items()}, metadata
 
 
@@ -180,15 +193,24 @@ def from_file(path: str | os.PathLike[str]) -> SavedSubject:
 def _plain(metadata: Mapping[str, str]) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         raise ValueError("it is not a saved subject")
-    if metadata.get("version") != VERSION:
-        raise ValueError(f"it is of version {shown(metadata.get('version'), 20)}, and this pack reads {VERSION}")
+    version = metadata.get("version")
+    if version not in (VERSION, WITH_VIEWS):
+        raise ValueError(f"it is of version {shown(version, 20)}, and this pack reads {VERSION} and {WITH_VIEWS}")
     plain = plain_json(metadata.get("subject"))
     if not isinstance(plain, dict) or not isinstance(plain.get("rights"), dict):
         raise ValueError("it does not say what it holds")
+    views = plain.get("views", []) if version == WITH_VIEWS else []
+    if not isinstance(views, list) or not all(isinstance(view, dict) for view in views) or len(views) > MOST_VIEWS:
+        raise ValueError("it does not say which other pictures it holds")
+    plain["views"] = views
     return plain
 
 
 def _built(tensors: dict[str, Tensor], plain: Mapping[str, Any]) -> SavedSubject:
+    views = tuple(
+        _built(_taken(tensors, _prefix(number)), {"rights": {}, "noise_seed": view.get("noise_seed", -1)})
+        for number, view in enumerate(plain.get("views", ()), start=1)
+    )
     tuning = plain.get("tuning")
     if isinstance(tuning, dict):
         tuning = {name: tuning[name] for name in TUNING if name in tuning}  # what a newer version may add is left out
@@ -217,7 +239,31 @@ def _built(tensors: dict[str, Tensor], plain: Mapping[str, Any]) -> SavedSubject
         encoding=pairs["encoding"],
         encoder_name=plain.get("encoder_name", ""),
         encoder_identity=plain.get("encoder_identity", ""),
+        views=views,
     )
+
+
+def _prefix(number: int) -> str:
+    return f"view{number}."
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of that prefix, without it; they are gone from the others then."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+
+
+def _check_views(content: SavedSubject) -> None:
+    """They are pictures alone, and fit the first and the file."""
+    for view in content.views:
+        if view.views or view.words or view.encoding is not None:
+            raise ValueError("another picture of the subject holds more than a picture; combine the subjects again.")
+        if view.latent.shape[1] != content.latent.shape[1]:
+            raise ValueError("the subject's pictures are of different VAEs; encode all with the same checkpoint.")
+    whole = sum(x.nbytes for x in content.tensors().values())
+    if len(content.views) > MOST_VIEWS or (content.views and whole > LARGEST_FILE - 2**20):
+        raise ValueError(
+            f"a saved subject has at most {MOST_VIEWS} more pictures and {LARGEST_FILE >> 20} MiB; combine fewer."
+        )
 
 
 def _check_shapes(tensors: Mapping[str, Tensor]) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.bank import ReferenceBank
 from dreamtuner_pack.dreamtuner_core.host import fingerprint
+from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
 from dreamtuner_pack.dreamtuner_core.saved_subject import OwnedSubject, Rights
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.combine_subjects import CombineSubjects
 from families import text
 from graph import attend, guide, hard_mask, sample, shared_model, soft_mask, subject
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_subject_encoder import bring, difference, folder, fresh  # noqa: F401
+from torch import Tensor
+from tuning_world import folders
 
 FAMILIES = ("sd1", "sdxl")
 
@@ -101,6 +108,63 @@ def test_each_reference_is_seen_with_the_encoding_of_all() -> None:
     whole = combine(fresh(), fresh(seed=19))
     assert all(picture.encoding is whole.encoding for picture in whole.pictures())
     assert whole.encoding.tokens.shape[1] == 2 * fresh().encoding.tokens.shape[1]
+
+
+# --- in a file --------------------------------------------------------------------------------------------------------
+
+
+def saved(whole: Subject, base: Path) -> tuple[dict[str, Tensor], dict[str, str], Path]:
+    """Tensors, metadata and path of the file."""
+    path = save_subject(whole, "whole")
+    with safe_open(path, "pt") as file:
+        return load_file(path), file.metadata(), path
+
+
+def test_all_pictures_come_back_with_the_very_same_effect(tmp_path: Path) -> None:
+    whole = combine(subject(mask=hard_mask(), noise_seed=5), subject(seed=19, size=(6, 9), captioned=False))
+    model = shared_model("sd1")
+    with folders(tmp_path):
+        assert saved(whole, tmp_path)[1]["version"] == "2"
+        loaded, _ = load_subject("whole.safetensors")
+    assert [p.noise_seed for p in loaded.pictures()] == [5, 0]
+    assert fingerprint.of_subject(loaded) == fingerprint.of_subject(whole)
+    wanted = sample(attend(model, whole), *texts("sd1"))
+    assert torch.equal(sample(attend(model, loaded), *texts("sd1")), wanted)
+
+
+def test_the_encoding_of_all_comes_back(tmp_path: Path) -> None:
+    whole = combine(fresh(), fresh(seed=19))
+    with folders(tmp_path):
+        save_subject(whole, "whole")
+        loaded, _ = load_subject("whole.safetensors", whole.encoding.encoder)
+    assert torch.equal(loaded.encoding.tokens, whole.encoding.tokens)
+    assert all(picture.encoding is loaded.encoding for picture in loaded.pictures())
+
+
+def test_a_single_picture_is_still_a_file_of_version_1(tmp_path: Path) -> None:
+    with folders(tmp_path):
+        tensors, metadata, _ = saved(subject(), tmp_path)
+    assert metadata["version"] == "1"
+    assert "views" not in json.loads(metadata["subject"])
+    assert not any(name.startswith("view") for name in tensors)
+
+
+def test_a_strangers_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with folders(tmp_path):
+        tensors, metadata, path = saved(combine(subject(), subject(seed=19)), tmp_path)
+        plain = json.loads(metadata["subject"])
+        for sentence, changed, told in (
+            ("holds 'view1.", tensors, plain | {"views": []}),
+            ("no picture and latent", tensors, plain | {"views": [{"noise_seed": 0}] * 2}),
+            ("which other pictures", tensors, plain | {"views": [3]}),
+            ("noise seed", tensors, plain | {"views": [{}]}),
+            ("more than a picture", tensors | {"view1.word.l": torch.zeros(8)}, plain),
+            ("different VAEs", tensors | {"view1.latent": tensors["view1.latent"].repeat(1, 2, 1, 1)}, plain),
+            ("no numbers", tensors | {"view1.latent": tensors["view1.latent"] * float("nan")}, plain),
+        ):
+            save_file(changed, path, metadata | {"subject": json.dumps(told)})
+            with pytest.raises(ValueError, match=sentence):
+                load_subject(path.name)
 
 
 # --- rights and bad input ---------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -38,7 +38,7 @@ def save_subject(
     if tuned is not None and not torch.equal(tuned.subject.latent.cpu(), subject.latent.cpu()):
         raise ValueError("the tuned_subject was tuned on another subject; link the subject that it was tuned on.")
     if tuned is not None and tuned.subject.encoding is not None:  # by the encoder that learned with it
-        subject = replace(subject, encoding=tuned.subject.encoding)
+        subject = subject.encoded(tuned.subject.encoding)
     if rights == NO_RIGHTS and isinstance(subject, OwnedSubject):
         rights = subject.rights
     encoder = "" if subject.encoding is None else fingerprint.of_network(subject.encoding.encoder.model)
@@ -65,26 +65,29 @@ def load_subject(name: str, encoder: LoadedEncoder | None = None) -> tuple[Owned
     encoder: the subject encoder that the file's tokens are of; without it the subject has none. Raises ValueError for
     a file that is no whole subject, or another encoder.
     """
-    content, bank = from_file(SUBJECTS.path(name)), ReferenceBank()
-    caption = content.caption and [[content.caption[0], {"pooled_output": content.caption[1]}]]
-    subject = OwnedSubject(
-        picture=content.picture,
-        mask=content.mask,
-        latent=content.latent,
-        caption=caption,
-        noise_seed=content.noise_seed,
-        bank=bank,
-        keeper=BankKeeper(bank),
-        encoding=_encoding(content, encoder),
-        name=name.removesuffix(SUFFIX),
-        rights=content.rights,
-        caption_text=content.caption_text,
-    )
+    content = from_file(SUBJECTS.path(name))
+    own = {"name": name.removesuffix(SUFFIX), "rights": content.rights, "caption_text": content.caption_text}
+    whole = OwnedSubject(**_picture(content), **own, views=tuple(Subject(**_picture(view)) for view in content.views))
+    subject = cast(OwnedSubject, whole.encoded(_encoding(content, encoder)))
     if content.tuning is None:
         return subject, None
     tuned = TunedSubject(subject, **content.tuning, words=content.words)
     _look_for_lora(tuned)
     return subject, tuned
+
+
+def _picture(content: SavedSubject) -> dict[str, Any]:
+    """One picture of a subject, by the names of Subject, with nothing kept of it yet."""
+    bank = ReferenceBank()
+    return {
+        "picture": content.picture,
+        "mask": content.mask,
+        "latent": content.latent,
+        "caption": content.caption and [[content.caption[0], {"pooled_output": content.caption[1]}]],
+        "noise_seed": content.noise_seed,
+        "bank": bank,
+        "keeper": BankKeeper(bank),
+    }
 
 
 def _encoding(content: SavedSubject, encoder: LoadedEncoder | None) -> SubjectEncoding | None:
