@@ -66,7 +66,11 @@ def load_subject(name: str, encoder: LoadedEncoder | None = None) -> tuple[Owned
     a file that is no whole subject, or another encoder.
     """
     content = from_file(SUBJECTS.path(name))
-    own = {"name": name.removesuffix(SUFFIX), "rights": content.rights, "caption_text": content.caption_text}
+    own: dict[str, Any] = {
+        "name": name.removesuffix(SUFFIX),
+        "rights": content.rights,
+        "caption_text": content.caption_text,
+    }
     whole = OwnedSubject(**_picture(content), **own, views=tuple(Subject(**_picture(view)) for view in content.views))
     subject = cast(OwnedSubject, whole.encoded(_encoding(content, encoder)))
     if content.tuning is None:
