@@ -198,7 +198,11 @@ class Writer:
     def _shot(self, shot: Shot, caption: str = "", judged: bool = True) -> str:
         good = judged and figures.is_good(shot, self.record, self.plan)
         mark = f"<span class={'good' if good else 'bad'}>{'✓' if good else '✕'}</span>" if judged else ""
-        faults = html.escape(", ".join(shot.score["faults"])) if shot.score and judged else ""
+        faults = (
+            html.escape(", ".join(self.words["faults"][fault] for fault in shot.score["faults"]))
+            if shot.score and judged
+            else ""
+        )
         return self._figure(self.record.folder / shot.file, caption + (f" <em>{faults}</em>" if faults else ""), mark)
 
     def _figure(self, path: Path, caption: str = "", mark: str = "") -> str:
