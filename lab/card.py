@@ -11,7 +11,7 @@ SIDE, INSET, EDGE, GAP = 512, 120, 5, 16  # pixels: of the card, of what lies in
 
 def card(result: Image.Image, *corner: Image.Image) -> Image.Image:
     """Square, for the page's template list frames it so."""
-    square = ImageOps.fit(result.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    square = ImageOps.pad(result.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS, "white", (0.5, 1.0))
     for i, picture in enumerate(corner):
         white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
         inset = ImageOps.pad(white.convert("RGB"), (INSET, INSET), Image.Resampling.LANCZOS, color="white")
