@@ -19,6 +19,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .ranges import check_number
+
 TIMESTEPS = 1000  # dt and dt' are counted in these, whatever the number of sampling steps
 
 
@@ -41,9 +43,7 @@ class Guidance:
             ("dt", 0.0, TIMESTEPS),
             ("dt_uncond", 0.0, TIMESTEPS),
         ):
-            value = getattr(self, name)
-            if not low <= value <= high:  # NaN too
-                raise ValueError(f"{name} must be between {low:g} and {high:g}, but is {value:g}.")
+            check_number(name, getattr(self, name), low, high)
 
     def toward_reference(self, seed: int, step_sigma: float) -> bool:
         """Eq. 6's draw: True for Eq. 4, False for Eq. 5.

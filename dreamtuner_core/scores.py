@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .ranges import check_number
+
 BLANK = 0.02  # standard deviation of a picture in which nothing is
 CELL, GRAIN = 2, 0.5  # pixels; a picture whose neighbouring cells are less alike than this is noise
 EXTREME, BURNT = 0.01, 0.25  # how near 0 or 1 a value is burnt; share of such pixels above the reference's
@@ -32,8 +34,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not 0 <= value <= 1:  # NaN too
-                raise ValueError(f"min_{name} must be between 0 and 1, but is {value:g}.")
+            check_number(f"min_{name}", value, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .ranges import check_choice, check_number
+
 MOST_LINES = 64
 MOST_WEIGHT = 100.0
 SEEDS = ("same", "counting up")
@@ -33,11 +35,9 @@ class StoryboardConfig:
 
     def __post_init__(self) -> None:
         for name in ("first_weight", "previous_weight"):
-            weight = getattr(self, name)
-            if not 0 <= weight <= MOST_WEIGHT:  # NaN too
-                raise ValueError(f"{name} must be between 0 and {MOST_WEIGHT:g}, but is {weight:g}; 1 to 3 is usual.")
-        if self.seeds not in SEEDS:
-            raise ValueError(f"seeds must be one of {', '.join(SEEDS)}, but is '{self.seeds}'.")
+            check_number(name, getattr(self, name), 0, MOST_WEIGHT, usual="; 1 to 3 is usual")
+        check_number("seed", self.seed, 0, 2**64 - 1, whole=True)
+        check_choice("seeds", self.seeds, SEEDS)
 
     def seed_of(self, i: int) -> int:
         """The seed of the i-th line."""

@@ -14,6 +14,7 @@ from ..encoder.blocks import attention_shapes, layer_name
 from ..encoder.ip_adapter import numbered
 from ..encoder.model import EncoderConfig
 from ..guidance import Guidance
+from ..ranges import check_number
 from ..subject import Subject
 from .encoder.load import LoadedEncoder
 from .merge import warn_when_merged
@@ -37,12 +38,8 @@ def apply_subject(
     the share of w_ref, 0..1, that the unwanted side of guidance reads with. Raises ValueError, in one sentence, where
     the model cannot read this subject or a number is out of range.
     """
-    if not 0 <= weight <= 100:  # NaN too
-        raise ValueError(f"reference_weight must be between 0 and 100, but is {weight:g}; 2.5 to 3 is usual.")
-    if not 0 <= negative_weight <= 1:
-        raise ValueError(
-            f"negative_weight must be between 0 and 1, a share of reference_weight, but is {negative_weight:g}."
-        )
+    check_number("reference_weight", weight, 0, 100, usual="; 2.5 to 3 is usual")
+    check_number("negative_weight", negative_weight, 0, 1, usual=", a share of reference_weight")
     _check_range(start, end)
     for picture in subject.pictures():
         check_fit(model, picture)
@@ -57,8 +54,7 @@ def apply_encoder(
 
     Raises ValueError, in one sentence, for a subject that is not encoded, or by an encoder of another family.
     """
-    if not 0 <= strength <= 10:  # NaN too
-        raise ValueError(f"strength must be between 0 and 10, but is {strength:g}; 0.2 is usual.")
+    check_number("strength", strength, 0, 10, usual="; 0.2 is usual")
     _check_range(start, end)
     if subject.encoding is None:
         raise ValueError(

@@ -9,6 +9,8 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..ranges import check_number
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -118,12 +120,7 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
-            value, whole = getattr(self, name), isinstance(_default(name), int)
-            kind = "a whole number" if whole else "a number"
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                raise ValueError(f"{name} must be {kind}, but is {value!r:.60}.")
-            if not low <= value <= high:  # NaN too
-                raise ValueError(f"{name} must be between {low:g} and {high:g}, but is {value:g}.")
+            check_number(name, getattr(self, name), low, high, whole=isinstance(_default(name), int))
         for name in ("checkpoint", "folder", "family", "controlnet", "clip_vision", "tower", "licence"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be text, but is {getattr(self, name)!r:.60}.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..texts import shown
+from ..ranges import check_choice, check_number, check_switch
 
 METHODS = ("lora", "full")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -132,17 +132,12 @@ def _check(
     **_: Any,
 ) -> None:
     """Raise ValueError for a value of another kind than the default, or out of range."""
-    said = shown(value, 40)
     if options is not None:
-        if value not in options:
-            raise ValueError(f"{name} must be one of {', '.join(options)}, but is '{said}'; choose one of these.")
+        check_choice(name, value, options)
     elif isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, but is '{said}'; set one of these.")
-    else:
-        kinds, kind = ((int,), "a whole number") if isinstance(default, int) else ((int, float), "a number")
-        if type(value) not in kinds or not low <= value <= high:  # NaN too
-            raise ValueError(f"{name} must be {kind} between {low:g} and {high:g}, but is '{said}'; set one in range.")
+        check_switch(name, value)
+    elif low is not None and high is not None:
+        check_number(name, value, low, high, whole=isinstance(default, int))
 
 
 def warm_up(step: int, steps: int = 10) -> float:

@@ -1,0 +1,47 @@
+"""Every number is checked where it enters: a linked value passes by the limits that the page keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from .texts import shown
+
+LONGEST = 40  # characters of a stranger's value in a sentence
+
+
+def check_number(name: str, value: Any, low: float, high: float, whole: bool = False, usual: str = "") -> None:
+    """Raise ValueError, in one sentence, for what is no number of low..high (NaN too), or not whole where it must be.
+
+    usual: what to take instead, ending the sentence.
+    """
+    kind = "a whole number" if whole else "a number"
+    if not _is_number(value, whole):
+        raise ValueError(f"{name} must be {kind}, but is {_said(value)}.")
+    if not low <= value <= high:  # NaN too
+        raise ValueError(f"{name} must be between {_text(low)} and {_text(high)}, but is {_text(value)}{usual}.")
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise ValueError, in one sentence, for a text that is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, but is {_said(value)}.")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise ValueError, in one sentence, for what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, but is {_said(value)}.")
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral if whole else Real)
+
+
+def _text(number: Any) -> str:
+    return str(number) if isinstance(number, Integral) else f"{number:g}"
+
+
+def _said(value: Any) -> str:
+    return shown(repr(value), LONGEST)
