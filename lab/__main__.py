@@ -104,6 +104,8 @@ def _enter(version: str | None, arguments: Sequence[str]) -> int:
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
+    from lab.mini import shipped
+
     signal.signal(signal.SIGTERM, _leave)
     name = MODULES[command]
     try:
@@ -113,6 +115,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         say(f"{command} is not in this checkout ({name})." if part_of_lab else f"{command} needs {error.name}.")
         return 1
     try:
+        shipped.ready()
         return module.main(list(arguments)) or 0
     except KeyboardInterrupt:
         say("stopped")

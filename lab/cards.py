@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.host import HOME, say
+from lab.mini import shipped
 from lab.workflow import WORKFLOWS, Graph, api_form, load, needs, node, node_id
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def server() -> ComfyServer:
     from lab.inside import host_tree
     from lab.server import ComfyServer
 
-    control = CHECKPOINT.with_name("mini_control.safetensors")
+    control = CHECKPOINT.with_name(shipped.CONTROL)
     models = {"checkpoints": [CHECKPOINT], "subject_encoders": [ENCODER], "controlnet": [control]}
     return ComfyServer(host_tree(), custom_nodes=[FAMILY], models={**models, "loras": [], "embeddings": []})
 
@@ -129,7 +130,7 @@ def fitted(server: ComfyServer, name: str, given: dict[str, Image.Image], steps:
     for title, values in {
         "Load Checkpoint": {"ckpt_name": CHECKPOINT.name},
         "Load Subject Encoder": {"subject_encoder": ENCODER.name},
-        "Load ControlNet Model": {"control_net_name": "mini_control.safetensors"},
+        "Load ControlNet Model": {"control_net_name": shipped.CONTROL},
         "Apply Subject Encoder": {"strength": 0.2},
         "Subject Tuning": {"class_word": THING, "name": NAME},
     }.items():

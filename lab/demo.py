@@ -1,4 +1,4 @@
-"""The shipped workflow on a real ComfyUI with one picture of a subject: with less of the pack, whole, and with more."""
+"""The shipped workflow on a real ComfyUI: one picture of each subject, with less of the pack, whole, and with more."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lab import workflow
 from lab.host import HOME, ROOT, say
+from lab.mini import shipped
 from lab.workflow import Graph
 
 if TYPE_CHECKING:  # so that --help needs no environment
@@ -19,17 +20,16 @@ if TYPE_CHECKING:  # so that --help needs no environment
     from lab.client import Progress
     from lab.server import ComfyServer
 
-MINI = ROOT / "lab" / "mini"
-CHECKPOINT = MINI / "weights" / "mini_base.safetensors"
-ENCODER = MINI / "weights" / "mini_encoder.safetensors"
+CHECKPOINT, ENCODER = shipped.FOLDER / shipped.BASE, shipped.FOLDER / shipped.ENCODER
 FAMILY = ROOT / "lab" / "mini_family"  # registers the mini base's small member of the SD1.x family with the host
-ARTWORK = MINI / "artwork.zip"
 SIDE = 128  # pixels; what the mini base draws
 SAMPLING = {"cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}  # what suits it
 
 S_S_A, GUIDANCE = "DreamTunerApplySelfSubjectAttention", "DreamTunerReferenceGuidance"
 LOAD_ENCODER, APPLY_ENCODER = "DreamTunerLoadSubjectEncoder", "DreamTunerApplySubjectEncoder"
 STRENGTH = 0.2  # beta
+SUBJECTS = ("robot", "car", "shirt")
+COLUMNS = 5  # of the sheet
 PROBABILITY = 0.5  # p_r: the mini base draws little without its text's guidance, which 0.9 hardly leaves it
 
 
@@ -38,50 +38,45 @@ def main(argv: Sequence[str]) -> int:
     from dreamtuner_core.sheet import contact_sheet
     from lab.client import ComfyError
 
-    for path in (CHECKPOINT, ENCODER, FAMILY, options.reference or ARTWORK):
+    for path in (CHECKPOINT, ENCODER, options.reference or FAMILY):
         if not path.exists():
-            say(f"{path} is missing: the demo draws with the mini base and its artwork (`python3 -m lab mini`).")
+            say(f"{path} is missing: the demo draws with the mini base (`python3 -m lab mini`).")
             return 1
     try:
-        reference = options.reference or held_out_subject(options.subject)
-        cells, title = _pictures(options, reference)
+        cells, title = _pictures(options)
     except (ComfyError, ValueError) as error:
         say(f"the demo failed: {error}")
         return 1
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(cells, title).save(options.out)
-    if options.card:
-        from lab.card import card
-
-        card(cells[3].picture, cells[0].picture).save(options.card, quality=88)
+    contact_sheet(cells, title, columns=COLUMNS).save(options.out)
     print(options.out.resolve())
     return 0
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m lab demo", description=__doc__)
-    parser.add_argument("--subject", default="butterfly", help="a thing that the mini base can draw")
-    parser.add_argument("--scene", default="a beach", help="what to draw it on")
-    parser.add_argument("--reference", type=Path, help="a picture of it, cut out; else a drawing it was not trained on")
+    parser.add_argument("--subject", nargs="+", default=SUBJECTS, help="things that the mini base can draw, a row each")
+    parser.add_argument("--scene", default="a beach", help="what to draw them on")
+    parser.add_argument("--individual", type=int, default=0, help="which of those that it was not trained on")
+    parser.add_argument("--reference", type=Path, help="your own picture of the first subject, cut out")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=HOME / "demo.png", help="the sheet")
-    parser.add_argument("--card", type=Path, help="also write a workflow's .jpg")
     return parser.parse_args(argv)
 
 
-def held_out_subject(word: str) -> Path:
-    """A drawing of the thing that the mini base never saw, as a PNG whose transparency is the mask."""
-    from lab.mini.artwork import load_artwork, load_held_out
-    from lab.mini.config import CPU_CONCEPTS
+def unseen_subject(kind: str, number: int) -> Path:
+    """An individual that the mini base never saw, as a PNG whose transparency is the mask."""
+    import numpy as np
+    from PIL import Image
 
-    concept = CPU_CONCEPTS.get(word, word)
-    drawings = {key: drawing for key, drawing in load_artwork(ARTWORK).items() if key in load_held_out()}
-    known = [other for other, name in CPU_CONCEPTS.items() if any(key[0] == name for key in drawings)]
-    if word not in known:
-        raise ValueError(f"there is no untrained drawing of {word!r}; choose one of {', '.join(known)}.")
-    path = HOME / "demo_reference.png"
-    next(drawing for key, drawing in drawings.items() if key[0] == concept).save(path)
+    from lab.world import KINDS, View, draw, sample_individual
+
+    if kind not in KINDS:
+        raise ValueError(f"the mini base knows no {kind!r}; choose one of {', '.join(KINDS)}.")
+    individual = sample_individual(np.random.default_rng(number), kind, held_out=True)
+    path = HOME / f"demo_{kind}.png"
+    Image.fromarray(draw(individual, View(pose=(*KINDS[kind].poses, "")[0]), 2 * SIDE)).save(path)
     return path
 
 
@@ -120,40 +115,47 @@ def with_encoder(graph: Graph) -> Graph:
     return graph
 
 
-def _pictures(options: argparse.Namespace, reference: Path) -> tuple[list[Cell], str]:
-    """The sheet's cells and its title."""
-    from PIL import Image
-
-    from dreamtuner_core.sheet import Cell
+def _pictures(options: argparse.Namespace) -> tuple[list[Cell], str]:
+    """The sheet's cells, row by row, and its title."""
     from lab.inside import host_tree
-    from lab.mini.compose import caption_of
     from lab.server import ComfyServer
 
-    prompt, caption = caption_of([options.subject], options.scene), caption_of([options.subject], "white")
-    start = time.monotonic()
+    references = [unseen_subject(kind, options.individual) for kind in options.subject]
+    if options.reference:
+        references[0] = options.reference
+    start, cells = time.monotonic(), []
     say("starting ComfyUI")
     models = {"checkpoints": [CHECKPOINT], "subject_encoders": [ENCODER]}
     with ComfyServer(host_tree(), custom_nodes=[FAMILY], models=models) as server:
         say(f"it answers at {server.url} after {time.monotonic() - start:.0f} s")
-        whole = demo_graph(server, reference, caption, prompt, options.seed, options.steps)
-        variants = {
-            "without the pack": workflow.without(whole, GUIDANCE, S_S_A),
-            "self-subject attention": workflow.without(whole, GUIDANCE),
-            f"with reference guidance, p_r {PROBABILITY:g}": whole,
-            "with a subject encoder": with_encoder(workflow.without(whole, GUIDANCE)),
-        }
-        cells = [Cell(Image.open(reference), "reference", caption)]
-        for label, graph in variants.items():
-            begun = time.monotonic()
-            result = server.queue(graph, _progress(label))
-            took = f"{time.monotonic() - begun:.1f} s"
-            say(f"{label}: {took}")
-            if len(cells) == 1:
-                seen = server.images(result, workflow.node_id(graph, "What the method sees"))[0]
-                cells.append(Cell(seen, "what the method sees", "red is masked out"))
-            cells.append(Cell(server.images(result, workflow.node_id(graph, "Save Image"))[0], label, took))
+        for kind, reference in zip(options.subject, references):
+            cells += _row(server, kind, reference, options)
     say(f"done in {time.monotonic() - start:.0f} s")
-    return cells, f"“{prompt}”, seed {options.seed}, {options.steps} steps"
+    return cells, f"Individuals that the mini base never saw, seed {options.seed}, {options.steps} steps"
+
+
+def _row(server: ComfyServer, kind: str, reference: Path, options: argparse.Namespace) -> list[Cell]:
+    """One subject: its picture, and what is drawn with less and with more of the pack."""
+    from PIL import Image
+
+    from dreamtuner_core.sheet import Cell
+    from lab.world import caption_of
+
+    prompt, caption = caption_of(kind, options.scene), caption_of(kind, "a white background")
+    whole = demo_graph(server, reference, caption, prompt, options.seed, options.steps)
+    variants = {
+        "without the pack": workflow.without(whole, GUIDANCE, S_S_A),
+        "self-subject attention": workflow.without(whole, GUIDANCE),
+        "with reference guidance": whole,
+        "with a subject encoder": with_encoder(workflow.without(whole, GUIDANCE)),
+    }
+    cells = [Cell(Image.open(reference), "the one reference", caption)]
+    for label, graph in variants.items():
+        begun = time.monotonic()
+        result = server.queue(graph, _progress(label))
+        say(f"{kind}, {label}: {time.monotonic() - begun:.1f} s")
+        cells.append(Cell(server.images(result, workflow.node_id(graph, "Save Image"))[0], label, prompt))
+    return cells
 
 
 def _progress(label: str) -> Progress:

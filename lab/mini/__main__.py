@@ -14,10 +14,9 @@ import torch
 
 from .checkpoint import require, same_options
 from .config import PRESETS, Preset
+from .shipped import BASE, CONTROL
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = Path(__file__).parent / "weights" / "mini_base.safetensors"
-CONTROLNET = "mini_control.safetensors"
 SHEET_CAPTIONS = (
     "a robot, on white",
     "a monster, on grass",
@@ -106,7 +105,7 @@ def export_weights(args: argparse.Namespace, preset: Preset) -> None:
     from .export import export, export_controlnet
 
     export(args.folder, preset, args.weights)
-    export_controlnet(args.folder, preset, args.weights.with_name(CONTROLNET))
+    export_controlnet(args.folder, preset, args.weights.with_name(CONTROL))
 
 
 def make_sheet(args: argparse.Namespace, preset: Preset) -> None:
@@ -130,6 +129,13 @@ def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
     train_encoder(args, preset)
 
 
+def pack_weights(args: argparse.Namespace, preset: Preset) -> None:
+    """What `export` and `encoder` wrote, into the repository, 8 bits a weight."""
+    from .packed import pack_all
+
+    pack_all(args.weights.parent)
+
+
 STAGES: dict[str, Callable[[argparse.Namespace, Preset], object]] = {
     "vocabulary": write_vocabulary,
     "data": compose_data,
@@ -141,6 +147,7 @@ STAGES: dict[str, Callable[[argparse.Namespace, Preset], object]] = {
     "encoder": train_encoder,
     "export": export_weights,
     "sheet": make_sheet,
+    "pack": pack_weights,
 }
 # these make or use the composed pictures
 ON_DATA = ("data", "autoencoder", "latents", "decoder", "train", "controlnet")
@@ -155,7 +162,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--host", type=Path, default=Path(os.environ.get("COMFYUI_PATH", ROOT / ".lab" / "comfyui-0.3.75"))
     )
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the exported checkpoint")
+    parser.add_argument("--weights", type=Path, help="the exported checkpoint (FOLDER/mini_base.safetensors)")
     parser.add_argument("--steps", type=int, help="U-Net steps in all; may change when a run resumes")
     parser.add_argument("--minutes", type=float, help="stop training after so many, to go on later")
     parser.add_argument("--autoencoder-steps", type=int)
@@ -179,6 +186,7 @@ def main(argv: list[str]) -> int:
     chosen = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     preset = dataclasses.replace(PRESETS[args.preset], **chosen)
     args.folder = args.folder or ROOT / ".lab" / "mini" / args.preset
+    args.weights = args.weights or args.folder / BASE
     if args.minutes is not None and args.workers > 1:
         raise SystemExit(f"--minutes is for one worker, but --workers is {args.workers}: leave one of the two out.")
     args.until = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes

@@ -90,8 +90,8 @@ PRESETS = {
     ),
     "full": Preset(  # for half an hour of one H100; its numbers are estimates, and nothing of it was ever run
         side=256,
-        pictures=24_000,
-        wide_pictures=15_000,
+        pictures=30_000,
+        wide_pictures=30_000,
         widths=(64, 64, 64, 64),
         crop=128,
         autoencoder_steps=3_000,

@@ -1,20 +1,17 @@
 #!/bin/bash
-# The full preset on a lent GPU machine that has torch and no network, in calls of at most ten minutes each.
+# The full preset on a lent GPU machine that has torch, Pillow and no network, in calls of at most ten minutes each.
 #
 #   bash lab/mini/gpu.sh MINUTES [STEPS]    what is missing, then the U-Net, to STEPS in all (the preset's own)
 #
 # MINUTES, 8 of a call's ten, bound the autoencoder and the U-Net together; pictures and latents are made whole or not
 # at all. The same call again goes on, for as long as the machine stays: it is given back 30 seconds after a call ends,
 # with all work files, and the next one starts from nothing.
-# The drawings travel with the working tree as .lab/mini/artwork_full.zip, an ignored file that has to be named, and
-# that has to fit beside the tracked files in what may travel (64 MiB in all). Where npm is, `python3 -m lab mini data
-# --preset full --pictures 1 --wide-pictures 1 --folder /tmp/few` makes it.
 # What comes back in $OUT: the log, and the base so far in parts of 15 MB; `cat base.part.* > FILE.safetensors` joins
 # them. They are the averaged weights in fp16, to paint with: no training can go on from them.
 set -euo pipefail
 minutes=${1:?how many MINUTES} steps=${2:+--steps $2}
 preset=${PRESET:-full} work=${WORK:-/tmp/mini_full} out=${OUT:?where results go}
-options=(--preset "$preset" --folder "$work" --archive "${ARCHIVE:-.lab/mini/artwork_full.zip}" $steps)
+options=(--preset "$preset" --folder "$work" $steps)
 export PYTHONUNBUFFERED=1
 {
     python3 -m lab.mini train "${options[@]}" --minutes "$minutes"

@@ -1,10 +1,5 @@
-"""The mini base's weights as the repository keeps them: 8 bits each, and expanded to what a host reads.
+"""The mini base's weights of 8 bits: a matrix or kernel is int8 with one scale for each row; small tensors are fp16."""
 
-A matrix or kernel is stored as int8 with one scale for each output row; small tensors stay fp16. Expanded files lie
-under `.lab/weights`, in a folder named by the packed file's digest, so that new weights are never taken for old ones.
-"""
-
-import hashlib
 from pathlib import Path
 
 import torch
@@ -12,9 +7,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lab.host import HOME
-
 from .checkpoint import save_tensors
+from .shipped import FOLDER, NAMES, PACKED
 
 ROWS = ".rows"  # ends the name of a tensor's scales
 SMALL = 2048  # numbers; below that a tensor stays as it is
@@ -43,11 +37,20 @@ def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return expanded
 
 
-def unpacked(path: Path) -> Path:
-    """The expanded file of a packed one, made where it is not there yet."""
-    made = HOME / "weights" / hashlib.sha256(path.read_bytes()).hexdigest()[:12] / path.name
-    if not made.exists():
-        with safe_open(str(path), "pt") as file:
-            told = file.metadata()
-        save_tensors(made, unpack(load_file(path)), told)
-    return made
+def pack_all(source: Path, target: Path = PACKED) -> None:
+    """The trained files in `source`, as the repository keeps them."""
+    for name in NAMES:
+        save_tensors(target / name, pack(load_file(source / name)), metadata(source / name))
+        print(f"wrote {target / name} ({(target / name).stat().st_size / 2**20:.1f} MiB)")
+
+
+def unpack_all(source: Path = PACKED, target: Path = FOLDER) -> None:
+    """Expand what is not expanded yet."""
+    for path in (source / name for name in NAMES):
+        if path.exists() and not (target / path.name).exists():
+            save_tensors(target / path.name, unpack(load_file(path)), metadata(path))
+
+
+def metadata(path: Path) -> dict[str, str] | None:
+    with safe_open(str(path), "pt") as file:
+        return file.metadata()

@@ -13,10 +13,10 @@ from .checkpoint import require, same_options
 from .config import Preset
 from .encoder_data import write_shards
 from .sheet import import_host
+from .shipped import CONTROL, ENCODER
 from .train_tower import train_tower
 
 CONFIG = Path(__file__).parent / "encoder.toml"
-ENCODER = "mini_encoder.safetensors"
 
 
 def pack(module: str) -> ModuleType:
@@ -29,7 +29,7 @@ def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
 
     As one of several processes (torchrun -m lab.mini encoder) it expects shards and tower to be there.
     """
-    control = None if args.without_layout else args.weights.with_name("mini_control.safetensors")
+    control = None if args.without_layout else args.weights.with_name(CONTROL)
     for needed in filter(None, (args.weights, control)):  # at once, and not after minutes of the tower
         require(needed, "export")
     import_host(args.host)

@@ -39,7 +39,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lab.inside import host_tree
-from lab.mini.__main__ import WEIGHTS
+from lab.demo import CHECKPOINT
 from lab.mini.controlnet import ControlNet
 from lab.mini.unet import UNet
 
@@ -96,7 +96,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def settings(files: dict[str, str], folder: Path, **changed: Any) -> dict[str, Any]:
     return {
-        "checkpoint": str(WEIGHTS),
+        "checkpoint": str(CHECKPOINT),
         "controlnet": files["controlnet"],
         "tower": files["tower"],
         "shards": [files["shard"]],
@@ -142,7 +142,7 @@ def rows(generator: torch.Generator, controlled: bool = True) -> Batch:
 
 def test_the_layout_is_the_hosts_own(files: dict[str, str]) -> None:
     """What the U-Net says with our way around the host's in-place addition is what it says with the host's way."""
-    base = FrozenBase(str(WEIGHTS), torch.float32, files["controlnet"])
+    base = FrozenBase(str(CHECKPOINT), torch.float32, files["controlnet"])
     generator = torch.Generator().manual_seed(0)
     noisy, hints = torch.randn(2, 4, 8, 8, generator=generator), torch.rand(2, 3, SIDE, SIDE, generator=generator)
     sigma = base.levels[[300, 700]]
@@ -162,7 +162,7 @@ def test_the_layout_is_the_hosts_own(files: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_pass_the_host_to_the_encoder_alone(files: dict[str, str], checkpointing: bool) -> None:
-    base = FrozenBase(str(WEIGHTS), torch.float32, files["controlnet"])
+    base = FrozenBase(str(CHECKPOINT), torch.float32, files["controlnet"])
     tower = ImageTower(TowerConfig(side=32, patch=8, width=16, layers=3, heads=2))
     draw_weights(tower, 2)
     torch.manual_seed(0)
@@ -210,7 +210,7 @@ def test_gradients_pass_the_host_to_the_encoder_alone(files: dict[str, str], che
 
 def test_nothing_frozen_is_differentiated_without_need(files: dict[str, str], tmp_path: Path) -> None:
     """Before the first S-E-A there is no graph, nor is anything computed again; towers and texts never have one."""
-    base = FrozenBase(str(WEIGHTS), torch.float32, files["controlnet"])
+    base = FrozenBase(str(CHECKPOINT), torch.float32, files["controlnet"])
     small = learning(config_of(files, tmp_path), base)
     small.batches = iter([[rows(torch.Generator().manual_seed(1))]])
     seen: dict[str, list[bool]] = {}  # by part, for each call of it: whether its output has a graph
@@ -242,7 +242,7 @@ def test_in_bf16_a_step_is_nearly_that_in_fp32(files: dict[str, str], tmp_path: 
     losses, gradients = [], []
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         config = config_of(files, tmp_path, precision=precision)
-        small = learning(config, FrozenBase(str(WEIGHTS), dtype, files["controlnet"]))
+        small = learning(config, FrozenBase(str(CHECKPOINT), dtype, files["controlnet"]))
         small.batches = iter([[rows(torch.Generator().manual_seed(1))]])
         with small.base.recomputed() if checkpointing else nullcontext():
             losses.append(small.advance().loss)
@@ -284,7 +284,7 @@ def test_a_step_on_every_family(
         tiny = tiny_model(family, v_prediction=family == "sd2")
     loaded = (tiny, Words(family), None, None)
     monkeypatch.setattr("comfy.sd.load_checkpoint_guess_config", lambda path, model_options: loaded)
-    base = FrozenBase(str(WEIGHTS), torch.float32)
+    base = FrozenBase(str(CHECKPOINT), torch.float32)
     assert base.parametrisation == ("v" if family == "sd2" else "eps")
     config = config_of(files, tmp_path, controlnet="", drop_text=0.0)
     small = learning(config, base, identity=True)
@@ -331,7 +331,7 @@ def test_the_hosts_towers_in_their_full_depth(tmp_path: Path, monkeypatch: pytes
     draw_weights(clip_vision.model, 3)
     clip_vision.model.float()
     monkeypatch.setattr("comfy.clip_vision.load", lambda path: clip_vision)
-    base = FrozenBase(str(WEIGHTS), torch.float32, clip_vision=str(WEIGHTS))
+    base = FrozenBase(str(CHECKPOINT), torch.float32, clip_vision=str(CHECKPOINT))
     encoder = base.encoder("mini")
     assert (encoder.config.tower_layers, encoder.config.tokens, encoder.config.layers) == (depth, tokens, layers)
     encoder_file.save(tmp_path / "e.safetensors", encoder)
@@ -376,7 +376,7 @@ def test_a_whole_run_and_the_file_in_the_host(
 
 
 def test_the_base_is_as_it_was_after_training(files: dict[str, str]) -> None:
-    base = FrozenBase(str(WEIGHTS), torch.float32)
+    base = FrozenBase(str(CHECKPOINT), torch.float32)
     tower = ImageTower(TowerConfig(side=32, patch=8, width=16, layers=3, heads=2))
     draw_weights(tower, 2)
     encoder = base.encoder("mini", tower)
@@ -395,7 +395,7 @@ def test_the_base_is_as_it_was_after_training(files: dict[str, str]) -> None:
     [
         ({"checkpoint": "/none.safetensors"}, "there is no checkpoint at /none.safetensors"),
         ({"controlnet": "/none.safetensors"}, "there is no ControlNet at /none.safetensors"),
-        ({"tower": str(WEIGHTS)}, "is no image tower"),
+        ({"tower": str(CHECKPOINT)}, "is no image tower"),
     ],
 )
 def test_a_file_that_is_not_there_is_one_sentence(
