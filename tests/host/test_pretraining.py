@@ -38,8 +38,8 @@ from families import SHAPES, draw_weights, text, tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lab.inside import host_tree
 from lab.demo import CHECKPOINT
+from lab.inside import host_tree
 from lab.mini.controlnet import ControlNet
 from lab.mini.unet import UNet
 
