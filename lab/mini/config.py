@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 SQUARE, WIDE = "", "wide_"  # the shapes of pictures, as the names of their files begin
-
 LATENT_CHANNELS = 16  # with the 4 of Stable Diffusion, letters and small marks are lost
 
 
@@ -108,43 +107,3 @@ PRESETS = {
         batch=256,
     ),
 }
-
-# caption word -> name in unicode-emoji-json (the name of the concept in the archive)
-CPU_CONCEPTS = {
-    "butterfly": "butterfly",
-    "fish": "tropical fish",
-    "mushroom": "mushroom",
-    "car": "automobile",
-    "tulip": "tulip",
-    "cat": "cat face",
-    "house": "house",
-    "teapot": "teapot",
-    "octopus": "octopus",
-    "shirt": "t-shirt",
-}
-# drawn for the archive alone: the hard case, held out in every drawing (held_out.json)
-UNSEEN_CONCEPTS = (
-    "airplane",
-    "banana",
-    "camel",
-    "candy",
-    "crescent moon",
-    "fire engine",
-    "harp",
-    "maple leaf",
-    "pizza",
-    "strawberry",
-)
-# the first 815 steps of the shipped base showed these: no subject of a measure, and none of the other kinds
-ONCE_SHOWN = (
-    "backpack",
-    "cactus",
-    "dog face",
-    "dress",
-    "hibiscus",
-    "owl",
-    "penguin",
-    "rocket",
-    "sailboat",
-    "snail",
-)

@@ -7,8 +7,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .checkpoint import save_tensors
-from .shipped import FOLDER, NAMES, PACKED
+from .checkpoint import require, save_tensors
+from .shipped import ENCODER, FOLDER, NAMES, PACKED
 
 ROWS = ".rows"  # ends the name of a tensor's scales
 SMALL = 2048  # numbers; below that a tensor stays as it is
@@ -40,6 +40,7 @@ def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def pack_all(source: Path, target: Path = PACKED) -> None:
     """The trained files in `source`, as the repository keeps them."""
     for name in NAMES:
+        require(source / name, "encoder" if name == ENCODER else "export")
         save_tensors(target / name, pack(load_file(source / name)), metadata(source / name))
         print(f"wrote {target / name} ({(target / name).stat().st_size / 2**20:.1f} MiB)")
 

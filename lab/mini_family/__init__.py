@@ -80,17 +80,6 @@ class MiniControlFull(MiniBaseFull):
     required_keys = {"input_hint_block.0.weight": None}
 
 
-class FirstBase(MiniBase):
-    """The base of emoji that this one replaces."""
-
-    unet_config = {**MiniBase.unet_config, "model_channels": 64}
-    latent_format = latent_formats.SD15
-
-
-class FirstControl(FirstBase):
-    required_keys = {"input_hint_block.0.weight": None}
-
-
 def text_config(state_dict: dict) -> dict:
     """CLIP's configuration, from the shapes of the checkpoint's own text encoder (heads are 32 channels wide)."""
     layers = {
@@ -146,4 +135,4 @@ def text_class(config: dict) -> type:
     return MiniBaseText
 
 
-supported_models.models += [MiniBase, MiniBaseFull, MiniControl, MiniControlFull, FirstBase, FirstControl]
+supported_models.models += [MiniBase, MiniBaseFull, MiniControl, MiniControlFull]

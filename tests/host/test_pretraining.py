@@ -40,6 +40,7 @@ from safetensors.torch import load_file, save_file
 
 from lab.demo import CHECKPOINT
 from lab.inside import host_tree
+from lab.mini.config import PRESETS
 from lab.mini.controlnet import ControlNet
 from lab.mini.unet import UNet
 
@@ -69,8 +70,12 @@ def _as_in_the_trainer() -> Iterator[None]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A ControlNet and an image tower with drawn weights, and a shard of four samples."""
     folder = tmp_path_factory.mktemp("pretraining")
+    preset = PRESETS["cpu"]
     with torch.inference_mode(False):
-        unet = UNet(64, (1, 2), 1, 32, 128, latent_channels=4)  # as the shipped base
+        unet = UNet(
+            *(preset.model_channels, preset.channel_mult, preset.num_res_blocks),
+            *(preset.num_head_channels, preset.context_dim),
+        )
         control, tower = ControlNet(unet), ImageTower(TowerConfig(side=32, patch=8, width=16, layers=3, heads=2))
         draw_weights(control, 1), draw_weights(tower, 2)
         save_file(control.state_dict(), folder / "control.safetensors")

@@ -19,13 +19,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lab.mini import pictures, train_autoencoder, train_encoder, train_unet
+from lab.mini import pictures, shipped, train_autoencoder, train_encoder, train_unet
 from lab.mini.__main__ import main
 from lab.mini.autoencoder import Autoencoder
-from lab.mini.checkpoint import load_checkpoint, save_checkpoint
+from lab.mini.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from lab.mini.compiled import compile_checked
 from lab.mini.config import PRESETS
 from lab.mini.diffusion import alphas_cumprod
+from lab.mini.packed import metadata, pack, pack_all, unpack, unpack_all
 
 STEPS, AUTOENCODER_STEPS = 200, 20
 ROOT = Path(__file__).resolve().parents[2]
@@ -433,3 +434,40 @@ def test_the_encoders_samples_are_as_asked(
     main([*asked, "4"])
     with pytest.raises(SystemExit, match=r"was made with --samples 4, not --samples 5: ask for that, or give --folder"):
         main([*asked, "5"])
+
+
+# --- packed weights ------------------------------------------------------------------------------------------------
+
+
+def test_packed_weights_are_off_by_half_a_step_at_most() -> None:
+    kernel, bias, ids = torch.randn(48, 32, 3, 3), torch.randn(48).half(), torch.arange(70, dtype=torch.int32)
+    kernel[5] *= 100  # each row has a scale of its own
+    kernel[7] = 0
+    packed = pack({"kernel": kernel, "bias": bias, "ids": ids})
+    assert packed["kernel"].dtype == torch.int8
+    again = unpack(packed)
+    assert again.keys() == {"kernel", "bias", "ids"}
+    assert torch.equal(again["bias"], bias)
+    assert torch.equal(again["ids"], ids)
+    step = kernel.flatten(1).abs().amax(1) / 127
+    off = (again["kernel"].float() - kernel).flatten(1).abs().amax(1)
+    assert (off <= 0.5 * step + 1e-3 * kernel.flatten(1).abs().amax(1)).all()  # fp16 rounds too
+
+
+def test_packed_files_are_expanded_once_and_those_of_16_bits_as_they_are(tmp_path: Path) -> None:
+    told, weight = {"steps": "3"}, torch.randn(64, 64)
+    for name in shipped.NAMES:
+        save_tensors(tmp_path / "trained" / name, {"weight": weight.half()}, told)
+    pack_all(tmp_path / "trained", tmp_path / "kept")
+    unpack_all(tmp_path / "kept", tmp_path / "expanded")
+    base = tmp_path / "expanded" / shipped.BASE
+    assert metadata(base) == told
+    assert load_file(base)["weight"].dtype == torch.float16
+    unpack_all(tmp_path / "trained", tmp_path / "as they are")
+    assert torch.equal(load_file(tmp_path / "as they are" / shipped.BASE)["weight"], weight.half())
+    base.write_bytes(b"here already")
+    unpack_all(tmp_path / "kept", tmp_path / "expanded")
+    assert base.read_bytes() == b"here already"
+    (tmp_path / "trained" / shipped.ENCODER).unlink()
+    with pytest.raises(SystemExit, match=r"no .*mini_encoder\.safetensors yet: run the `encoder` stage first"):
+        pack_all(tmp_path / "trained", tmp_path / "kept")
