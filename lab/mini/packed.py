@@ -1,55 +1,107 @@
-"""The mini base's weights of 8 bits: a matrix or kernel is int8 with one scale for each row; small tensors are fp16."""
+"""The mini base's weights as the repository keeps them: a matrix or kernel is int8 with one scale for each row.
+
+Small tensors are fp16. Zeros that fill a tensor up (the autoencoder's padding to its full width) are left out. The
+ControlNet starts as a copy of the U-Net's encoder, so what it changed there is kept, in 4 bits.
+"""
 
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .checkpoint import require, save_tensors
-from .shipped import ENCODER, FOLDER, NAMES, PACKED
+from .shipped import BASE, CONTROL, ENCODER, FOLDER, NAMES, PACKED
 
-ROWS = ".rows"  # ends the name of a tensor's scales
+ROWS, SHAPE, CHANGE = ".rows", ".shape", ".change"  # end the names of a tensor's scales, whole shape, and 4-bit change
 SMALL = 2048  # numbers; below that a tensor stays as it is
+UNET = "model.diffusion_model."
+
+Tensors = dict[str, Tensor]
 
 
-def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    packed = {}
-    for name, x in tensors.items():
-        if not x.is_floating_point() or x.ndim < 2 or x.numel() < SMALL:
-            packed[name] = x.half() if x.dtype == torch.float32 else x
-            continue
-        flat = x.float().flatten(1)
-        scale = flat.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
-        packed[name] = (flat / scale).round().to(torch.int8).view(x.shape)
-        packed[name + ROWS] = scale[:, 0]
+def pack(tensors: Tensors, copied: Tensors | None = None) -> Tensors:
+    """copied: what some of the tensors started as, by name."""
+    packed: Tensors = {}
+    for name, whole in tensors.items():
+        start = (copied or {}).get(name)
+        if not whole.is_floating_point() or whole.ndim < 2 or whole.numel() < SMALL:
+            packed[name] = whole.half() if whole.dtype == torch.float32 else whole
+        elif start is not None and start.shape == whole.shape:
+            numbers, packed[name + ROWS] = quantised(whole.float() - start.float(), 7)
+            high, low = rearrange((numbers + 8).to(torch.uint8).flatten(), "(n two) -> two n", two=2)
+            packed[name + CHANGE] = 16 * high + low
+        else:
+            x = without_padding(whole.float())
+            packed[name], packed[name + ROWS] = quantised(x, 127)
+            if x.shape != whole.shape:
+                packed[name + SHAPE] = torch.tensor(whole.shape)
     return packed
 
 
-def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """fp16, as a checkpoint of the host's."""
-    expanded = {}
+def unpack(tensors: Tensors, copied: Tensors | None = None) -> Tensors:
+    """fp16, as a checkpoint of the host's. copied: as `pack` had it."""
+    expanded: Tensors = {}
     for name, x in tensors.items():
-        if not name.endswith(ROWS):
-            scale = tensors.get(name + ROWS)
-            expanded[name] = x if scale is None else (x.flatten(1) * scale[:, None]).half().view(x.shape)
+        if name.endswith((ROWS, SHAPE)):
+            continue
+        if name.endswith(CHANGE):
+            name = name.removesuffix(CHANGE)
+            start = (copied or {})[name]
+            numbers = torch.stack([x // 16, x % 16], dim=1).float().view(start.shape) - 8
+            expanded[name] = (start.float() + scaled(numbers, tensors[name + ROWS])).half()
+            continue
+        if name + ROWS in tensors:
+            x = scaled(x, tensors[name + ROWS]).half()
+        if name + SHAPE in tensors:
+            whole = x.new_zeros(tensors[name + SHAPE].tolist())
+            whole[tuple(map(slice, x.shape))] = x
+            x = whole
+        expanded[name] = x
     return expanded
+
+
+def quantised(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Whole numbers of -most..most like x, and the scale of each row."""
+    scale = x.flatten(1).abs().amax(1).clamp(min=1e-8) / most
+    return (x.flatten(1) / scale[:, None]).round().to(torch.int8).view(x.shape), scale
+
+
+def scaled(numbers: Tensor, scale: Tensor) -> Tensor:
+    return (numbers.flatten(1) * scale[:, None]).view(numbers.shape)
+
+
+def without_padding(x: Tensor) -> Tensor:
+    """The smallest corner of x that holds all of its numbers but zeros, at least one row and column."""
+    filled = [x.abs().movedim(dim, 0).flatten(1).amax(1).nonzero().flatten() for dim in range(2)]
+    rows, columns = (int(found[-1]) + 1 if len(found) else 1 for found in filled)
+    return x[:rows, :columns].contiguous()
+
+
+def unet_of(base: Tensors) -> Tensors:
+    return {name.removeprefix(UNET): x for name, x in base.items() if name.startswith(UNET)}
 
 
 def pack_all(source: Path, target: Path = PACKED) -> None:
     """The trained files in `source`, as the repository keeps them."""
+    unet: Tensors = {}
     for name in NAMES:
         require(source / name, "encoder" if name == ENCODER else "export")
-        save_tensors(target / name, pack(load_file(source / name)), metadata(source / name))
+        packed = pack(load_file(source / name), unet if name == CONTROL else None)
+        save_tensors(target / name, packed, metadata(source / name))
         print(f"wrote {target / name} ({(target / name).stat().st_size / 2**20:.1f} MiB)")
+        if name == BASE:
+            unet = unet_of(unpack(packed))
 
 
 def unpack_all(source: Path = PACKED, target: Path = FOLDER) -> None:
     """Expand what is not expanded yet."""
     for path in (source / name for name in NAMES):
         if path.exists() and not (target / path.name).exists():
-            save_tensors(target / path.name, unpack(load_file(path)), metadata(path))
+            unet = unet_of(load_file(target / BASE)) if path.name == CONTROL else None
+            save_tensors(target / path.name, unpack(load_file(path), unet), metadata(path))
 
 
 def metadata(path: Path) -> dict[str, str] | None:

@@ -454,6 +454,29 @@ def test_packed_weights_are_off_by_half_a_step_at_most() -> None:
     assert (off <= 0.5 * step + 1e-3 * kernel.flatten(1).abs().amax(1)).all()  # fp16 rounds too
 
 
+def test_padding_is_left_out_and_comes_back() -> None:
+    kernel = torch.zeros(64, 64, 3, 3)
+    kernel[:40, :48] = torch.randn(40, 48, 3, 3, generator=torch.Generator().manual_seed(0))
+    packed = pack({"kernel": kernel})
+    assert packed["kernel"].shape == (40, 48, 3, 3)
+    again = unpack(packed)["kernel"]
+    assert again.shape == kernel.shape
+    assert not again[40:].any()
+    assert not again[:, 48:].any()
+    assert float((again.float() - kernel).abs().max()) < 0.02
+
+
+def test_a_copy_keeps_what_it_changed_in_half_the_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(96, 96, generator=generator)
+    changed = start + 0.01 * torch.randn(96, 96, generator=generator)
+    packed = pack({"w": changed, "new": changed}, {"w": start})
+    assert packed["w.change"].nbytes == changed.numel() // 2
+    again = unpack(packed, {"w": start})
+    assert float((again["w"].float() - changed).abs().max()) < 0.005
+    assert float((again["new"].float() - changed).abs().max()) < 0.05
+
+
 def test_packed_files_are_expanded_once_and_those_of_16_bits_as_they_are(tmp_path: Path) -> None:
     told, weight = {"steps": "3"}, torch.randn(64, 64)
     for name in shipped.NAMES:
