@@ -96,7 +96,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Page]:
 
 
 def _plan(given: argparse.Namespace) -> Plan:
-    mini = given.checkpoint.resolve() == CHECKPOINT
+    mini = given.checkpoint.resolve() == CHECKPOINT.resolve()
     usual: dict[str, Any] = {"side": SIDE if mini else 512, **(SAMPLING if mini else {})}
     asked = {name: getattr(given, name) for name in ("side", "cfg", "sampler_name", "scheduler")}
     sampling = usual | {name: value for name, value in asked.items() if value is not None}

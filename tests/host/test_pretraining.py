@@ -40,7 +40,7 @@ from safetensors.torch import load_file, save_file
 
 from lab.demo import CHECKPOINT
 from lab.inside import host_tree
-from lab.mini.config import PRESETS
+from lab.mini.config import LATENT_CHANNELS, PRESETS
 from lab.mini.controlnet import ControlNet
 from lab.mini.unet import UNet
 
@@ -149,7 +149,7 @@ def test_the_layout_is_the_hosts_own(files: dict[str, str]) -> None:
     """What the U-Net says with our way around the host's in-place addition is what it says with the host's way."""
     base = FrozenBase(str(CHECKPOINT), torch.float32, files["controlnet"])
     generator = torch.Generator().manual_seed(0)
-    noisy, hints = torch.randn(2, 4, 8, 8, generator=generator), torch.rand(2, 3, SIDE, SIDE, generator=generator)
+    noisy, hints = torch.randn(2, LATENT_CHANNELS, 8, 8, generator=generator), torch.rand(2, 3, SIDE, SIDE, generator=generator)
     sigma = base.levels[[300, 700]]
     noisy = noisy * torch.sqrt(1 + sigma**2)[:, None, None, None]
     with torch.no_grad():
@@ -385,7 +385,7 @@ def test_the_base_is_as_it_was_after_training(files: dict[str, str]) -> None:
     tower = ImageTower(TowerConfig(side=32, patch=8, width=16, layers=3, heads=2))
     draw_weights(tower, 2)
     encoder = base.encoder("mini", tower)
-    noisy, sigma = torch.randn(1, 4, 8, 8), base.levels[[500]]
+    noisy, sigma = torch.randn(1, LATENT_CHANNELS, 8, 8), base.levels[[500]]
     with torch.no_grad():
         before = base.predict(noisy, sigma, CAPTIONS[:1], None)
         with inserted(encoder, base.blocks, torch.randn(1, 16, encoder.config.context_width)):
