@@ -149,7 +149,8 @@ def test_the_layout_is_the_hosts_own(files: dict[str, str]) -> None:
     """What the U-Net says with our way around the host's in-place addition is what it says with the host's way."""
     base = FrozenBase(str(CHECKPOINT), torch.float32, files["controlnet"])
     generator = torch.Generator().manual_seed(0)
-    noisy, hints = torch.randn(2, LATENT_CHANNELS, 8, 8, generator=generator), torch.rand(2, 3, SIDE, SIDE, generator=generator)
+    noisy = torch.randn(2, LATENT_CHANNELS, 8, 8, generator=generator)
+    hints = torch.rand(2, 3, SIDE, SIDE, generator=generator)
     sigma = base.levels[[300, 700]]
     noisy = noisy * torch.sqrt(1 + sigma**2)[:, None, None, None]
     with torch.no_grad():
