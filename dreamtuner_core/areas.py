@@ -29,7 +29,7 @@ def connected(inside: Tensor) -> Tensor:
 
 def largest(mask: Tensor, threshold: float = 0.5) -> Tensor:
     """mask [H, W] in 0..1, nothing left but its largest area above the threshold, with the soft edge round it."""
-    small = F.interpolate(mask[None, None], _grid(mask), mode="area")[0, 0]
+    small = F.interpolate(mask[None, None], grid(mask), mode="area")[0, 0]
     labels = connected(small > threshold)
     if labels.max() == 0:
         return mask
@@ -38,6 +38,8 @@ def largest(mask: Tensor, threshold: float = 0.5) -> Tensor:
     return mask * F.interpolate(near[None], mask.shape, mode="nearest")[0, 0]
 
 
-def _grid(mask: Tensor) -> list[int]:
+def grid(mask: Tensor) -> tuple[int, int]:
+    """Rows and columns of a grid for mask [H, W] that is coarse enough to be quick."""
     shrink = min(1.0, GRID / max(mask.shape))
-    return [max(1, round(side * shrink)) for side in mask.shape]
+    height, width = (max(1, round(side * shrink)) for side in mask.shape)
+    return height, width

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .areas import largest
-from .u2net import normalised
 
 THRESHOLD = 0.5  # from here on a pixel is the subject
-
-
-def standing_out(network: nn.Module, image: Tensor) -> Tensor:
-    """How far each pixel of image [B, H, W, 3] stands out, on the network's own grid: [B, 1, SIDE, SIDE] in 0..1."""
-    return torch.cat([network(normalised(one[None])) for one in image])
 
 
 def as_mask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .bank import ReferenceBank
+from .framing import Square, on_white, resized
+from .masks import box_of, what_is_marked, without_specks
 
 MARGIN = 0.125  # of the subject's longer side, kept free all round it
-PRESENT = 0.05  # mask values below this are no part of the subject's outline
 SIZE_STEP = 8  # pixels to one latent
 
 
@@ -82,15 +84,14 @@ def token_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
     return rows, columns
 
 
-def subject_mask(mask: Tensor, marks: str) -> Tensor:
+def subject_mask(mask: Tensor, marks: str, find: Callable[[], Tensor] | None = None) -> Tensor:
     """Turn a MASK [1, H, W] so that 1 is the subject.
 
-    marks: "subject", "background", or "auto", which takes a mask that covers most of the picture's border for a mask
-    of the background. LoadImage's mask of a cut-out picture is one: it marks what is transparent.
+    marks: "subject", "background", or "auto" to look at the mask (masks.what_is_marked, and so find): LoadImage's mask
+    of a cut-out picture marks what is transparent.
     """
     if marks == "auto":
-        border = torch.cat([mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]], dim=-1)
-        marks = "background" if border.mean() > 0.5 else "subject"
+        marks = what_is_marked(mask, find)
     return 1 - mask if marks == "background" else mask
 
 
@@ -98,34 +99,17 @@ def frame(image: Tensor, mask: Tensor | None, resolution: int) -> tuple[Tensor, 
     """Frame the subject so that it is neither cut nor tiny. resolution: rounded to a multiple of 8.
 
     image: [1, H, W, 3]; mask: [1, H, W], 1 = subject. With a mask: the subject on white, in the middle of a square of
-    `resolution`, MARGIN free around it. Without: the whole picture at its own aspect, at the area of that square.
-    Returns picture [1, H', W', 3] and mask [1, H', W'] or None; H' and W' are multiples of 8.
+    `resolution`, MARGIN free around it; specks do not count. Without: the whole picture at its own aspect, at the area
+    of that square. Returns picture [1, H', W', 3] and mask [1, H', W'] or None; H' and W' are multiples of 8.
     """
-    pixels = image.movedim(-1, 1)  # [1, 3, H, W]
     resolution = round(resolution / SIZE_STEP) * SIZE_STEP  # the host's step binds its page alone
     if mask is None:
-        scale = resolution / (pixels.shape[2] * pixels.shape[3]) ** 0.5
-        size = [max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in pixels.shape[2:]]
-        return _resize(pixels, size).movedim(1, -1), None
+        scale = resolution / (image.shape[1] * image.shape[2]) ** 0.5
+        height, width = (max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in image.shape[1:3])
+        return resized(image, height, width), None
 
-    alpha = mask[:, None]  # [1, 1, H, W]
-    on_white = torch.cat([pixels * alpha + (1 - alpha), alpha], dim=1)  # [1, 4, H, W]
-    rows, columns = (torch.nonzero(mask[0].amax(dim) > PRESENT).flatten() for dim in (1, 0))
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    mask = without_specks(mask)
+    top, bottom, left, right = box_of(mask)
     side = round(max(bottom - top, right - left) * (1 + 2 * MARGIN))
-    y, x = (top + bottom - side) // 2, (left + right - side) // 2
-    around = (-x, x + side - image.shape[2], -y, y + side - image.shape[1])  # negative cuts, positive adds
-    square = torch.cat([F.pad(on_white[:, :3], around, value=1.0), F.pad(on_white[:, 3:], around)], dim=1)
-    framed = _resize(square, [resolution, resolution])
-    return framed[:, :3].movedim(1, -1), framed[:, 3]
-
-
-def preview(picture: Tensor, mask: Tensor | None) -> Tensor:
-    """What the method sees: the framed picture, and beside it the mask laid over it: [1, H, 2 W, 3]."""
-    seen = torch.ones(picture.shape[:3]) if mask is None else mask
-    hidden = torch.tensor([0.85, 0.2, 0.35])  # what is masked out, in a colour that few pictures have
-    return torch.cat([picture, torch.lerp(hidden.expand_as(picture), picture, seen[..., None])], dim=2)
-
-
-def _resize(pixels: Tensor, size: list[int]) -> Tensor:
-    return F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    square = Square((top + bottom - side) // 2, (left + right - side) // 2, side)
+    return on_white(image, mask, square, resolution)

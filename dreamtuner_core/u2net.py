@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .framing import resized
+
 WIDTH = 64  # channels between stages
 INSIDE = 16  # channels within one
 SIDE = 320  # pixels of the square that the network was trained on
@@ -97,9 +99,7 @@ class U2NetP(nn.Module):
 
 def normalised(image: Tensor) -> Tensor:
     """What the network takes: image [B, H, W, 3] in 0..1 -> [B, 3, SIDE, SIDE]."""
-    pixels = image.movedim(-1, 1)
-    if pixels.shape[2:] != (SIDE, SIDE):
-        pixels = F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    pixels = (image if image.shape[1:3] == (SIDE, SIDE) else resized(image, SIDE, SIDE)).movedim(-1, 1)
     mean, deviation = (torch.tensor(x, device=image.device)[:, None, None] for x in (MEAN, DEVIATION))
     return (pixels - mean) / deviation
 

@@ -10,7 +10,7 @@ from .saved_subject import LoadSubject, SaveSubject
 from .score_pictures import ScorePictures
 from .self_subject_attention import ApplySelfSubjectAttention
 from .storyboard import DrawStoryboard
-from .subject import EncodeSubjectImage
+from .subject import EncodeSubjectImage, FindSubject
 from .subject_encoder import ApplySubjectEncoder, LoadSubjectEncoder
 from .subject_tuning import SubjectTuning
 
@@ -22,6 +22,7 @@ class DreamTunerExtension(ComfyExtension):
         return [
             LoadSubjectEncoder,
             EncodeSubjectImage,
+            FindSubject,
             ApplySubjectEncoder,
             ApplySelfSubjectAttention,
             ReferenceGuidance,

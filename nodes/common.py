@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..dreamtuner_core.hints import NOTES
 
 CATEGORY = "DreamTuner"
 SubjectSocket = io.Custom("DREAMTUNER_SUBJECT")
@@ -26,6 +29,13 @@ def advanced(*inputs: io.Input) -> list[io.Input]:
     for one in inputs:
         one.extra_dict = {**(one.extra_dict or {}), "advanced": True}
     return list(inputs)
+
+
+def shown(preview: Tensor, notes: Iterable[str]) -> dict[str, Any]:
+    """What the page shows on the node itself: the preview, and notes (keys of hints.NOTES) in the page's language."""
+    notes = list(notes)
+    sentences = {"dreamtuner_notes": notes, "text": [NOTES[note] for note in notes]}
+    return ui.PreviewImage(preview).as_dict() | sentences
 
 
 @contextmanager

@@ -1,11 +1,22 @@
-"""Encode Subject Image: one picture becomes a subject."""
+"""Find Subject and Encode Subject Image: one picture becomes a subject."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..dreamtuner_core.host.subject.encode import encode_subject
-from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
+from ..dreamtuner_core.find_subject import THRESHOLD
+from ..dreamtuner_core.host.subject.encode import (
+    AUTO,
+    FIND,
+    LARGEST,
+    LIGHT,
+    MARKS,
+    MEND,
+    WHEN_NO_MASK,
+    encode_subject,
+)
+from ..dreamtuner_core.host.subject.find import KEEP, MOST_GROWTH, find_and_show
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors, shown
 
 
 class EncodeSubjectImage(io.ComfyNode):
@@ -22,8 +33,8 @@ class EncodeSubjectImage(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the subject is. LoadImage's mask of a cut-out picture works as it is. Without one "
-                    "the whole picture counts, and its background will show in what is made.",
+                    tooltip="Where the subject is. LoadImage's mask works as it is: of a cut-out picture, painted, or "
+                    "empty. Without one the subject is found.",
                 ),
                 io.Conditioning.Input(
                     "caption", optional=True, tooltip="What the picture shows, by the checkpoint's own CLIP."
@@ -33,21 +44,21 @@ class EncodeSubjectImage(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mask_marks",
-                    options=["auto", "subject", "background"],
+                    options=list(MARKS),
                     default="auto",
                     optional=True,
-                    tooltip="What the mask's white marks. Auto takes a mask that covers most of the picture's border "
-                    "for the background. The preview shows the outcome.",
+                    tooltip="What the mask's white marks. Auto looks at the mask's corners and middle, and at the "
+                    "picture where they leave it open. The preview shows the outcome.",
                 ),
                 io.Int.Input(
                     "resolution",
-                    default=512,
-                    min=64,
-                    max=2048,
+                    default=AUTO,
+                    min=AUTO,
+                    max=LARGEST,
                     step=8,
                     optional=True,
-                    tooltip="Side of the square in which the subject is framed: what the checkpoint was trained on "
-                    "(512 for SD1.x, 768 for SD2.x, 1024 for SDXL).",
+                    tooltip="Side of the square in which the subject is framed: what the checkpoint was trained on. "
+                    "0 is auto: 512 for SD1.x, 768 for SD2.x, 1024 for SDXL, as the caption or clip tells.",
                 ),
                 io.Int.Input(
                     "noise_seed",
@@ -63,14 +74,84 @@ class EncodeSubjectImage(io.ComfyNode):
                     optional=True,
                     tooltip="Reads the picture for Apply Subject Encoder, once; from Load Subject Encoder.",
                 ),
+                io.Combo.Input(
+                    "find_subject",
+                    options=list(FIND),
+                    default=WHEN_NO_MASK,
+                    optional=True,
+                    tooltip="Whether the subject is found where no mask is linked, or an empty one as LoadImage gives "
+                    "it. Never takes the whole picture, and its background will show in what is made.",
+                ),
+                io.Combo.Input(
+                    "light",
+                    options=list(LIGHT),
+                    default=MEND,
+                    optional=True,
+                    tooltip="Auto brightens a dark subject, deepens a pale one and takes out a tint of the light. "
+                    "A good picture stays as it is.",
+                ),
             ],
             outputs=[
                 SubjectSocket.Output(display_name="subject"),
-                io.Image.Output(display_name="preview", tooltip="What the method sees; red is masked out."),
+                io.Image.Output(
+                    display_name="preview",
+                    tooltip="The picture with the subject's outline, the subject as framed, and what is left out.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, image, vae, mask=None, caption=None, clip=None, **options) -> io.NodeOutput:
+    def execute(
+        cls, image, vae, mask=None, caption=None, clip=None, find_subject=WHEN_NO_MASK, light=MEND, **options
+    ) -> io.NodeOutput:
         with named_errors("Encode Subject Image"):
-            return io.NodeOutput(*encode_subject(image, vae, mask, caption, clip, **options))
+            made = encode_subject(image, vae, mask, caption, clip, find_subject=find_subject, light=light, **options)
+            return io.NodeOutput(made.subject, made.preview, ui=shown(made.preview, made.notes))
+
+
+class FindSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamTunerFindSubject",
+            display_name="Find Subject",
+            category=CATEGORY,
+            description="Finds what stands out in a picture, as a mask. Encode Subject Image does so by itself where "
+            "it gets no mask; this node lets you set how.",
+            inputs=[
+                io.Image.Input("image", tooltip="One picture, or a batch."),
+                io.Float.Input(
+                    "threshold",
+                    default=THRESHOLD,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How far a pixel must stand out. Lower takes in more.",
+                ),
+                io.Int.Input(
+                    "grow",
+                    default=0,
+                    min=-MOST_GROWTH,
+                    max=MOST_GROWTH,
+                    tooltip="Pixels by which the mask grows; below 0 it shrinks.",
+                ),
+                io.Combo.Input(
+                    "keep",
+                    options=list(KEEP),
+                    default="all",
+                    tooltip="All that stands out, or the largest connected area alone.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="1 is the subject."),
+                io.Image.Output(
+                    display_name="preview", tooltip="The picture with the subject's outline, and what is left out."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, threshold, grow, keep) -> io.NodeOutput:
+        with named_errors("Find Subject"):
+            found = find_and_show(image, threshold, grow, keep)
+            return io.NodeOutput(found.mask, found.preview, ui=shown(found.preview, found.notes))

@@ -74,10 +74,6 @@ def captioned(family: str, caption: list) -> Any:
 
 ENCODE = {
     "an empty mask": (lambda: encode(picture(), mask=torch.zeros(1, 48, 40)), "the mask is empty"),
-    "LoadImage's mask of no transparency": (
-        lambda: encode(picture(), mask=torch.zeros(1, 64, 64)),
-        "the mask is empty",
-    ),
     "a mask of no size": (lambda: encode(picture(), mask=torch.zeros(1, 0, 0)), "the mask is empty"),
     "an all-white mask": (lambda: encode(picture(), mask=torch.ones(1, 48, 40)), "mask_marks is 'auto'"),
     "everything background": (

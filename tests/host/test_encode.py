@@ -55,10 +55,13 @@ class EmptyTextClip:
 @pytest.mark.parametrize(("height", "width"), [(48, 40), (100, 30), (30, 100), (1, 90), (90, 1), (7, 7), (333, 517)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_any_size_becomes_a_subject(height: int, width: int, masked: bool) -> None:
-    subject, preview = encode(picture(height, width), mask=mask(height, width) if masked else None)
+    given = {"mask": mask(height, width)} if masked else {"find_subject": "never"}
+    subject, preview = encode(picture(height, width), **given)
     rows, columns = subject.picture.shape[1:3]
     assert subject.latent.shape == (1, 4, rows // 8, columns // 8)
-    assert preview.shape == (1, rows, 2 * columns, 3)
+    assert preview.shape[:2] == (1, rows)  # the picture as it came, what was made of it, what is left out
+    assert preview.shape[3] == 3
+    assert any(torch.equal(preview[:, :, i : i + columns], subject.picture) for i in range(preview.shape[2]))
     assert subject.latent.isfinite().all()
     assert (subject.mask is not None) == masked
     if masked:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamtuner_core.subject import MARGIN, Subject, frame, preview, subject_mask, to_grid, token_grid
+from dreamtuner_core.preview import EMPTY, OUTLINE, preview
+from dreamtuner_core.subject import MARGIN, Subject, frame, subject_mask, to_grid, token_grid
 
 RESOLUTION = 128
 
@@ -95,14 +96,24 @@ def test_a_soft_edge_blends_into_white() -> None:
 
 
 def test_the_preview_shows_the_picture_and_what_is_masked_out() -> None:
-    framed, mask = frame(*picture_of(100, 100, (20, 80, 20, 80)), RESOLUTION)
-    shown = preview(framed, mask)
-    assert shown.shape == (1, RESOLUTION, 2 * RESOLUTION, 3)
-    assert torch.equal(shown[:, :, :RESOLUTION], framed)
-    beside = shown[0, :, RESOLUTION:]
-    assert torch.allclose(beside[RESOLUTION // 2, RESOLUTION // 2], framed[0, RESOLUTION // 2, RESOLUTION // 2])
-    assert not torch.allclose(beside[0, 0], framed[0, 0])
-    assert torch.equal(preview(framed, None)[:, :, RESOLUTION:], framed)
+    image, mask = picture_of(RESOLUTION, RESOLUTION, (20, 100, 20, 100))
+    framed, _ = frame(image, mask, RESOLUTION)
+    outlined, middle, rest = preview(image, mask, framed)[0].split(RESOLUTION, dim=1)
+    assert torch.equal(middle[None], framed)
+    inside = mask[0] > 0
+    assert torch.equal(outlined[inside], image[0][inside])
+    assert torch.equal(outlined[19, 60], torch.tensor(OUTLINE))  # the line runs outside
+    assert torch.equal(outlined[10, 10], image[0, 10, 10])
+    assert torch.equal(rest[~inside], image[0][~inside])
+    assert torch.equal(rest[60, 60], torch.full((3,), EMPTY))
+
+
+def test_without_a_mask_the_preview_shows_the_picture_and_what_was_made_of_it() -> None:
+    image, _ = picture_of(60, 120, (20, 50, 20, 50))
+    framed, _ = frame(image, None, RESOLUTION)
+    shown = preview(image, None, framed)
+    assert torch.equal(shown[:, :, -framed.shape[2] :], framed)
+    assert shown.shape[1] == framed.shape[1]
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------

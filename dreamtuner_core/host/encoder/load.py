@@ -19,9 +19,11 @@ from ...encoder.file import Origin, read
 from ...encoder.ip_adapter import IPAdapter
 from ...encoder.model import SubjectEncoder
 from ...encoder.tower import ImageTower
+from ...framing import resized
 from ..files import ModelFolder
 
 ENCODERS = ModelFolder("subject_encoders", also=("ipadapter",))
+LONGEST = 3072  # pixels of a square's side: a long, thin picture would make a huge one
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,12 @@ def tower_states(encoder: LoadedEncoder, picture: Tensor) -> Tensor:
 
 
 def on_a_square(picture: Tensor) -> Tensor:
-    """[1, H, W, 3] -> [1, S, S, 3], white added on the short sides: a tower that cuts squares cuts nothing off."""
+    """[1, H, W, 3] -> [1, S, S, 3], white added on the short sides: a tower that cuts squares cuts nothing off.
+
+    A picture longer than LONGEST is shrunk to that first.
+    """
+    if (longest := max(picture.shape[1:3])) > LONGEST:
+        picture = resized(picture, *(max(1, round(side * LONGEST / longest)) for side in picture.shape[1:3]))
     height, width = picture.shape[1:3]
     side = max(height, width)
     left, top = (side - width) // 2, (side - height) // 2

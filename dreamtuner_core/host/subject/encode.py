@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...bank import ReferenceBank
-from ...subject import PRESENT, Subject, frame, preview, subject_mask
+from ...hints import hints
+from ...light import measured, mended, subject_pixels
+from ...masks import PRESENT, without_specks
+from ...preview import preview
+from ...ranges import check_choice, check_number
+from ...subject import Subject, frame, subject_mask
 from ..encoder.load import LoadedEncoder, encode_picture
+from . import find
 from .memory import BankKeeper
+
+AUTO = 0  # the resolution that the family was trained on
+RESOLUTIONS = {768: 512, 1024: 768, 2048: 1024, 1280: 1024}  # by the width of its texts: SD1, SD2, SDXL and its refiner
+SMALLEST, LARGEST = 64, 2048
+MARKS = ("auto", "subject", "background")
+FIND = WHEN_NO_MASK, NEVER = ("when there is no mask", "never")
+LIGHT = AS_IT_IS, MEND = ("as it is", "auto")
+NO_MASK = (64, 64)  # the size of LoadImage's empty mask for a picture without transparency
+FEW = 0.005  # of the picture: what is found to be less is no subject
+
+
+class Encoded(NamedTuple):
+    """preview: [1, H', W', 3]; notes: keys of hints.NOTES, what was decided first."""
+
+    subject: Subject
+    preview: Tensor
+    notes: list[str]
 
 
 def encode_subject(
@@ -20,27 +43,29 @@ def encode_subject(
     caption: Any | None = None,
     clip: Any | None = None,
     mask_marks: str = "auto",
-    resolution: int = 512,
+    resolution: int = AUTO,
     noise_seed: int = 0,
     subject_encoder: LoadedEncoder | None = None,
-) -> tuple[Subject, Tensor]:
-    """Frame one picture [1, H, W, 3], encode it, and show what the method will see of it [1, H', 2 W', 3].
+    find_subject: str = NEVER,
+    light: str = AS_IT_IS,
+) -> Encoded:
+    """Frame one picture [1, H, W, 3], encode it, and show what the method will see of it.
 
-    Raises ValueError, in one sentence, for what is no single picture or no mask of it.
+    Raises ValueError, in one sentence, for what is no single picture, no mask of it, or no number or choice of ours.
     """
+    check_choice("mask_marks", mask_marks, MARKS)
+    check_choice("find_subject", find_subject, FIND)
+    check_choice("light", light, LIGHT)
+    check_number("noise_seed", noise_seed, 0, 2**64 - 1, whole=True)
+    if resolution != AUTO or isinstance(resolution, float):
+        check_number("resolution", resolution, SMALLEST, LARGEST, whole=True, usual="; 0 is auto")
     image = _checked_image(image)
-    if mask is not None:
-        mask = subject_mask(_checked_mask(mask, image), mask_marks)
-        if mask.max() <= PRESENT:
-            raise ValueError(
-                f"the mask leaves nothing of the picture (mask_marks is '{mask_marks}'); set mask_marks to what the "
-                "mask marks, or paint the subject."
-            )
-    picture, framed_mask = frame(image, mask, resolution)
-    if caption is None and clip is not None:
-        caption = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    if caption is not None and len(caption) != 1:
-        raise ValueError(f"expected one caption, but got {len(caption)} combined; link a single text encode.")
+    mask, notes = _mask_of(image, mask, mask_marks, find_subject)
+    caption = _caption(caption, clip)
+    picture, framed_mask = frame(image, mask, resolution or _trained_on(caption, subject_encoder))
+    if light == MEND and (better := measured(subject_pixels(picture, framed_mask))) is not None:
+        picture = mended(picture, framed_mask, better)
+        notes.append("mended")
     latent = vae.encode(picture)
     if not torch.isfinite(latent).all():
         raise ValueError(
@@ -49,7 +74,48 @@ def encode_subject(
     bank = ReferenceBank()
     encoding = None if subject_encoder is None else encode_picture(subject_encoder, picture)
     subject = Subject(picture, framed_mask, latent, caption, noise_seed, bank, BankKeeper(bank), encoding)
-    return subject, preview(picture, framed_mask)
+    notes += hints(image, mask, picture, framed_mask)
+    return Encoded(subject, preview(image, mask, picture), notes)
+
+
+def _mask_of(image: Tensor, mask: Tensor | None, marks: str, find_subject: str) -> tuple[Tensor | None, list[str]]:
+    """The subject's mask [1, H, W], or None for the whole picture; and how it was come by, as keys of NOTES."""
+    if mask is not None and mask.shape[-2:] == NO_MASK and not mask.any():
+        mask = None
+    if mask is None:
+        return _found(image) if find_subject == WHEN_NO_MASK else (None, [])
+    given = _checked_mask(mask, image)
+    mask = subject_mask(given, marks, lambda: find.find_subject(image))
+    if mask.max() <= PRESENT:
+        raise ValueError(
+            f"the mask leaves nothing of the picture (mask_marks is '{marks}'); set mask_marks to what the mask "
+            "marks, or paint the subject."
+        )
+    return without_specks(mask), ["turned"] if marks == "auto" and mask is not given else []
+
+
+def _found(image: Tensor) -> tuple[Tensor | None, list[str]]:
+    mask = find.find_subject(image)
+    share = mask.mean()
+    if share < FEW:
+        return None, ["nothing_found"]
+    return (None, ["all_subject"]) if share > find.MANY else (mask, ["found"])
+
+
+def _caption(caption: Any | None, clip: Any | None) -> Any | None:
+    """The caption that is given, else the empty text by this CLIP, else none."""
+    if caption is None and clip is not None:
+        caption = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    if caption is not None and len(caption) != 1:
+        raise ValueError(f"expected one caption, but got {len(caption)} combined; link a single text encode.")
+    return caption
+
+
+def _trained_on(caption: Any | None, encoder: LoadedEncoder | None) -> int:
+    """Side of the pictures that the family was trained on, where its texts tell it; a VAE does not."""
+    if caption is not None:
+        return RESOLUTIONS.get(caption[0][0].shape[-1], 512)
+    return 512 if encoder is None else RESOLUTIONS.get(encoder.model.config.context_width, 512)
 
 
 def _checked_image(image: Tensor) -> Tensor:
@@ -57,25 +123,27 @@ def _checked_image(image: Tensor) -> Tensor:
         raise ValueError(f"expected one RGB picture, but got a tensor of shape {tuple(image.shape)}.")
     if image.shape[0] != 1:
         raise ValueError(
-            f"expected one picture, but got a batch of {image.shape[0]}; for several subjects use one Encode Subject "
-            "Image and one Apply each."
+            f"expected one picture, but got a batch of {image.shape[0]}; take one of them with Image From Batch, or "
+            "for several subjects use one Encode Subject Image and one Apply each."
         )
-    if not torch.isfinite(image).all():
+    if not _finite(image):
         raise ValueError("the picture has values that are no numbers (NaN or infinity); mend the node before it.")
-    return image[..., :3].float().cpu().clamp(0, 1)
+    return image[..., :3].float().cpu()
 
 
 def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
+    if mask.ndim < 2:
+        raise ValueError(f"expected a mask of rows and columns, but got a tensor of shape {tuple(mask.shape)}.")
     mask = mask.reshape(mask.shape[:-2].numel(), *mask.shape[-2:]).float().cpu()
     height, width = image.shape[1:3]
     if mask.shape[0] != 1:
         raise ValueError(f"expected one mask, but got a batch of {mask.shape[0]}; give the one of this picture.")
-    if not torch.isfinite(mask).all():
+    if mask.numel() and not _finite(mask):
         raise ValueError("the mask has values that are no numbers (NaN or infinity); mend the node before it.")
     if mask.numel() == 0 or mask.max() <= 0:
         raise ValueError(
-            "the mask is empty (all black), so there is no subject; paint one, or leave the mask unlinked to use the "
-            "whole picture. LoadImage gives an empty mask for a picture without transparency."
+            "the mask is empty (all black), so there is no subject; paint one, or leave the mask unlinked to have the "
+            "subject found."
         )
     if mask.shape[1:] != (height, width):
         raise ValueError(
@@ -83,3 +151,8 @@ def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
             "very picture."
         )
     return mask.clamp(0, 1)
+
+
+def _finite(values: Tensor) -> bool:
+    """By the smallest and the largest value, which are NaN where any is: a large picture takes no memory for it."""
+    return all(bool(extreme.isfinite()) for extreme in values.aminmax())

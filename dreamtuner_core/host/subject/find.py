@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -11,10 +12,16 @@ from comfy.model_patcher import ModelPatcher
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...find_subject import THRESHOLD, as_mask, standing_out
-from ...u2net import U2NetP
+from ...find_subject import THRESHOLD, as_mask
+from ...preview import panels
+from ...ranges import check_choice, check_number
+from ...u2net import U2NetP, normalised
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "u2netp.safetensors"
+KEEP = ("all", "largest")
+MOST_GROWTH = 256  # pixels
+MANY = 0.98  # of a picture: there is nothing to tell the subject from
+PREVIEW = 512  # pixels of its height
 MEMORY = 300 * 2**20  # bytes that one picture's pass takes beside the weights
 
 
@@ -33,12 +40,38 @@ def find_subject(image: Tensor, threshold: float = THRESHOLD, grow: int = 0, kee
     """
     patcher = load_network()
     comfy.model_management.load_models_gpu([patcher], memory_required=MEMORY)
-    masks, progress = [], comfy.utils.ProgressBar(len(image))
+    masks = []
+    progress = comfy.utils.ProgressBar(len(image)) if len(image) > 1 else None  # one alone may be a part of longer work
     for picture in image:
-        seen = picture[None, ..., :3].to(patcher.load_device, torch.float32).clamp(0, 1)
+        seen = normalised(picture[None, ..., :3]).to(patcher.load_device)
         with torch.inference_mode():
-            found = standing_out(patcher.model, seen).cpu()
+            found = patcher.model(seen).cpu()
         masks.append(as_mask(found, picture.shape[:2], threshold, grow, keep))
         comfy.model_management.throw_exception_if_processing_interrupted()
-        progress.update(1)
+        if progress is not None:
+            progress.update(1)
     return torch.cat(masks)
+
+
+class Found(NamedTuple):
+    """mask: [B, H, W]; preview: [B, H', W', 3], outline and what is left out; notes: keys of hints.NOTES."""
+
+    mask: Tensor
+    preview: Tensor
+    notes: list[str]
+
+
+def find_and_show(image: Tensor, threshold: float, grow: int, keep: str) -> Found:
+    """find_subject, with something to look at. Raises ValueError, in one sentence, where nothing stands out."""
+    check_number("threshold", threshold, 0.0, 1.0)
+    check_number("grow", grow, -MOST_GROWTH, MOST_GROWTH, whole=True)
+    check_choice("keep", keep, KEEP)
+    if image.ndim != 4 or image.shape[-1] < 3 or image.numel() == 0:
+        raise ValueError(f"expected RGB pictures, but got a tensor of shape {tuple(image.shape)}.")
+    mask = find_subject(image, threshold, grow, keep)
+    shares = mask.mean((1, 2))
+    if empty := [i + 1 for i, share in enumerate(shares) if share == 0]:
+        which = "this picture" if len(image) == 1 else f"picture {empty[0]} of {len(image)}"
+        raise ValueError(f"nothing stands out in {which}; paint the subject, or lower the threshold.")
+    notes = ["all_subject"] if bool((shares > MANY).any()) else []
+    return Found(mask, torch.cat(panels(image[..., :3].float().cpu(), mask, PREVIEW), dim=2), notes)

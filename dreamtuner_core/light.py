@@ -1,0 +1,75 @@
+"""The light of a subject: what is too dark, washed out or tinted, and how to mend it within bounds.
+
+All of it is measured inside the mask. What is well lit is left bit for bit as it was.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+INSIDE = 0.9  # of the mask, for a pixel to be measured
+DARK, BRIGHT = 0.6, 0.95  # brightest parts below the one are lifted to the other
+PALE, DEEP = 0.4, 0.1  # darkest parts above the one are lowered to the other
+MOST_GAIN = 4.0
+TINTED, COLOURED = 1.12, 1.6  # the brightest parts' strongest channel by the weakest: a tint of the light lies between
+ELSEWHERE = 0.03  # share of the subject in which a tinted light's weakest channel is the strongest all the same
+BEYOND = 1.05  # of the brightest parts, channel by channel: what is stronger than this shows another light
+MOST_PIXELS = 2**18
+
+
+class Light(NamedTuple):
+    """How a picture is changed: gain * x + lift for each channel."""
+
+    gain: Tensor
+    lift: Tensor
+
+
+def subject_pixels(picture: Tensor, mask: Tensor | None) -> Tensor:
+    """The pixels of a framed picture [1, H, W, 3] that are wholly the subject's: [N, 3]; all without a mask."""
+    pixels = picture[0].reshape(-1, 3) if mask is None else picture[0][mask[0] > INSIDE]
+    return pixels[:: max(1, len(pixels) // MOST_PIXELS)]
+
+
+def measured(pixels: Tensor) -> Light | None:
+    """What would mend the light of pixels [N, 3]; None where nothing is wrong with it."""
+    if len(pixels) == 0:
+        return None
+    dark, bright = pixels.amin(1).quantile(0.01), pixels.amax(1).quantile(0.99)
+    balance = _balance(pixels)
+    lifted = bright < DARK and bright > 0
+    low = dark - DEEP if dark > PALE and bright - dark > DEEP else torch.tensor(0.0)
+    if not lifted and low <= 0 and balance is None:
+        return None
+    high = bright if lifted or low > 0 else torch.tensor(BRIGHT)
+    gain = (BRIGHT / (high - low)).clamp(max=MOST_GAIN) if lifted or low > 0 else torch.tensor(1.0)
+    gains = gain * (torch.ones(3) if balance is None else balance)
+    return Light(gains, -low * gains)
+
+
+def mended(picture: Tensor, mask: Tensor | None, light: Light) -> Tensor:
+    """A framed picture [1, H, W, 3] on white, in the better light; the white stays white."""
+    seen = torch.ones_like(picture[..., :1]) if mask is None else mask[..., None]
+    subject = picture - (1 - seen)  # what the subject adds to the white, by its share of each pixel
+    lit = torch.minimum((light.gain * subject + light.lift * seen).clamp(min=0), seen)
+    return (lit + (1 - seen)).clamp(0, 1)
+
+
+def _balance(pixels: Tensor) -> Tensor | None:
+    """Gains [3] that make the light white again, from the brightest pixels; None where their colour may be their own.
+
+    A tint of the light lies on everything: the brightest parts are near white, nothing is stronger in a channel than
+    they are, and what is strong in the weakest channel is there as well. A subject of one colour tells nothing of it.
+    """
+    luma = pixels.mean(1)
+    brightest = pixels[luma >= luma.quantile(0.98)].mean(0)
+    ratio = float(brightest.max() / brightest.min().clamp(min=1e-6))
+    weakest = int(brightest.argmin())
+    elsewhere = float((pixels.argmax(1) == weakest).float().mean())
+    neutral = (pixels.amax(1) < TINTED * pixels.amin(1)) & (luma > 0.5 * luma.max())
+    stronger = bool((pixels.quantile(0.995, dim=0) > BEYOND * brightest).any())
+    if stronger or not TINTED < ratio < COLOURED or elsewhere < ELSEWHERE or neutral.float().mean() > 0.01:
+        return None
+    return brightest.max() / brightest

@@ -1,0 +1,68 @@
+"""`python3 -m lab.find_subject`: how well the subject is found in the world's pictures, and their light mended.
+
+Prints the overlap (IoU) with the true masks, and what `light: auto` makes of good pictures and of dark ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.inside import import_host, import_pack
+from lab.world import compose
+
+SIDE, FRAMED = 512, 256
+DARK = torch.tensor([0.3, 0.3, 0.3]), torch.tensor([0.6, 0.5, 0.4])  # of the light; the second is warm
+
+
+def pictures(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Pictures [1, SIDE, SIDE, 3] and their true masks [1, SIDE, SIDE]."""
+    made = (compose(np.random.default_rng([seed, i]), SIDE) for i in range(count))
+    return [(torch.from_numpy(p.pixels)[None] / 255, torch.from_numpy(p.mask)[None] / 255) for p in made]
+
+
+def overlap(one: Tensor, other: Tensor) -> float:
+    """Intersection over union of two masks."""
+    a, b = one > 0.5, other > 0.5
+    return float((a & b).sum() / (a | b).sum())
+
+
+def mended(core: ModuleType, picture: Tensor, mask: Tensor) -> Tensor:
+    """A framed picture as `light: auto` leaves it; the very same tensor where nothing is wrong with it."""
+    light = core.light.measured(core.light.subject_pixels(picture, mask))
+    return picture if light is None else core.light.mended(picture, mask, light)
+
+
+def regained(core: ModuleType, image: Tensor, mask: Tensor, light: Tensor) -> float:
+    """Share of what this light takes from the subject that `light: auto` gives back, by the mean difference."""
+    good, framed_mask = core.subject.frame(image, mask, FRAMED)
+    dark, _ = core.subject.frame(image * light, mask, FRAMED)
+    inside = framed_mask[0] > core.light.INSIDE
+    lost, left = (float((x - good)[0][inside].abs().mean()) for x in (dark, mended(core, dark, framed_mask)))
+    return 1 - left / lost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="lab.find_subject", description=__doc__)
+    parser.add_argument("--count", type=int, default=80)
+    parser.add_argument("--seed", type=int, default=13)
+    given = parser.parse_args()
+    import_host()
+    core = import_pack().dreamtuner_core
+    seen = pictures(given.count, given.seed)
+    overlaps = np.array([overlap(core.host.subject.find.find_subject(image), mask) for image, mask in seen])
+    print(f"overlap: median {np.median(overlaps):.3f}, {(overlaps >= 0.85).mean():.0%} at 0.85 or more")
+    framed = [core.subject.frame(image, mask, FRAMED) for image, mask in seen]
+    print(f"good pictures left as they are: {np.mean([mended(core, *one) is one[0] for one in framed]):.0%}")
+    for light in DARK:
+        shares = [regained(core, image, mask, light) for image, mask in seen]
+        shown = " ".join(f"{share:.1f}" for share in light)
+        print(f"in light {shown}: {np.median(shares):.0%} regained in the median")
+
+
+if __name__ == "__main__":
+    main()
