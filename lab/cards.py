@@ -116,7 +116,7 @@ def fitted(server: ComfyServer, name: str, given: dict[str, Image.Image], steps:
     for key, entry in list(graph.items()):
         inputs, title = entry["inputs"], entry["_meta"]["title"]
         for side in {"width", "height", "resolution"} & set(inputs):
-            inputs[side] = inputs[side] * SIDE // 512
+            inputs[side] = (inputs[side] or 512) * SIDE // 512  # 0 is auto: 512 for SD1.x
         if "steps" in inputs and "cfg" in inputs:
             inputs.update(seed=seed, steps=steps, **SAMPLING)
         if entry["class_type"] == "LoadImage":

@@ -1,5 +1,6 @@
-// What the page shows of this pack beyond the schema: colours of its sockets, folded inputs, a rate of 0 in words, notes.
+// What the page shows of this pack beyond the schema: colours of its sockets, folded inputs, a rate of 0 in words, notes, hints.
 import { app } from "../../scripts/app.js";
+import { ComfyWidgets } from "../../scripts/widgets.js";
 
 const COLOURS = {
   DREAMTUNER_SUBJECT: "#e9a23b",
@@ -10,6 +11,7 @@ const OWN_RATE = { en: "method's own", ja: "方式の既定値", zh: "方法默�
 
 let locale = "en";
 let notes = {};
+let hints = {};
 
 function paint() {
   for (const [type, colour] of Object.entries(COLOURS)) {
@@ -19,19 +21,44 @@ function paint() {
   }
 }
 
+async function translated(folder) {
+  const found = await fetch(new URL(`${folder}/${locale}.json`, import.meta.url)).catch(() => null);
+  return found?.ok ? await found.json() : {};
+}
+
+// What a node made of a picture and what speaks against it, in words on the node; no part of the graph.
+function showHints(node, output) {
+  const words = output?.dreamtuner_notes?.map((key, i) => hints[key] ?? output.text[i]).join("\n") ?? "";
+  let shown = node.widgets?.find((widget) => widget.name === "hints");
+  if (!shown && !words) return;
+  if (!shown) {
+    shown = ComfyWidgets.STRING(node, "hints", ["STRING", { multiline: true, socketless: true }], app).widget;
+    shown.serialize = false; // neither kept in the workflow
+    shown.options.serialize = false; // nor sent to the server
+    if (shown.inputEl) shown.inputEl.readOnly = true;
+    const room = node.computeSize();
+    node.setSize(node.size.map((side, i) => Math.max(side, room[i])));
+  }
+  shown.value = words;
+}
+
 app.registerExtension({
   name: "DreamTuner",
 
   async setup() {
     locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-    const translated = await fetch(new URL(`notes/${locale}.json`, import.meta.url)).catch(() => null);
-    if (translated?.ok) notes = await translated.json();
+    [notes, hints] = await Promise.all(["notes", "hints"].map(translated));
   },
 
   afterConfigureGraph: paint, // a colour palette, applied late, gives every unknown type none
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("DreamTuner")) return;
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      if (output?.dreamtuner_notes) showHints(this, output);
+    };
     const folded = node.widgets?.filter((widget) => widget.options?.advanced) ?? [];
     for (const widget of folded) widget.advanced = true; // the classic canvas reads it here: Show Advanced
     if (folded.length) node.setSize(node.computeSize());

@@ -1,12 +1,17 @@
-"""Every shipped workflow, as a newcomer runs it: pictures put in, a checkpoint chosen, Run. (Tuning: test_tuning.)"""
+"""Every shipped workflow, as a newcomer runs it: the host's example picture, a checkpoint chosen, Run.
+
+(Tuning: test_tuning_graph.)
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lab.cards import fitted, names, pictures, run, server
+from lab.inside import host_tree
 from lab.server import ComfyServer
 
 STEPS = 2
@@ -21,7 +26,10 @@ def running() -> Iterator[ComfyServer]:
 
 @pytest.fixture(scope="module")
 def given() -> dict[str, Any]:
-    return pictures()
+    """The host's own example.png for each reference; what a workflow draws in or from is made up."""
+    made = pictures()
+    example = Image.open(host_tree() / "input" / "example.png")
+    return {title: example if title.startswith("Reference picture") else picture for title, picture in made.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
