@@ -94,9 +94,9 @@ def test_same_seed_same_picture(server: ComfyServer, whole: Graph, run: Run) -> 
 def test_preview_shows_the_subject_on_white(server: ComfyServer, whole: Graph) -> None:
     result = server.queue(without(whole, GUIDANCE))
     seen = np.asarray(server.images(result, node_id(whole, "What the method sees"))[0])
-    assert seen.shape == (SIDE, 2 * SIDE, 3)
-    assert (seen[0, 0] > 250).all(), "the background is white"
-    assert np.abs(seen[SIDE // 2, SIDE // 2].astype(int) - (210, 30, 50)).max() < 12, "the disc is in the middle"
+    assert seen.shape == (SIDE, 4 * SIDE, 3)  # the picture as it came (3:2), the subject, what is left out
+    assert (seen[0, 3 * SIDE // 2] > 250).all(), "the background is white"
+    assert np.abs(seen[SIDE // 2, 2 * SIDE].astype(int) - (210, 30, 50)).max() < 12, "the disc is in the middle"
 
 
 def test_progress_is_reported(server: ComfyServer, whole: Graph) -> None:
@@ -153,10 +153,22 @@ def test_interrupt_leaves_nothing(server: ComfyServer, whole: Graph, run: Run, p
     np.testing.assert_array_equal(run(without(whole, GUIDANCE, S_S_A)), plain)
 
 
-def test_all_black_mask_is_told_to_the_artist(server: ComfyServer, whole: Graph, tmp_path: Path) -> None:
+def test_an_opaque_picture_draws_and_says_that_the_subject_was_found(
+    server: ComfyServer, whole: Graph, tmp_path: Path
+) -> None:
     """LoadImage gives an all-black mask for a picture without transparency."""
     graph = deepcopy(whole)
     node(graph, "Reference picture")["image"] = server.upload_image(reference(tmp_path / "opaque.png", alpha=False))
+    result = server.queue(graph)
+    assert result.outputs[node_id(graph, "Encode Subject Image")]["dreamtuner_notes"][0] == "found"
+    assert server.images(result, node_id(graph, "Save Image"))
+
+
+def test_a_painted_mask_that_is_empty_is_told_to_the_artist(server: ComfyServer, whole: Graph, tmp_path: Path) -> None:
+    graph = deepcopy(whole)
+    path = reference(tmp_path / "empty.png", alpha=False)
+    Image.open(path).convert("RGBA").save(path)  # an alpha of its own size, and nothing of it transparent
+    node(graph, "Reference picture")["image"] = server.upload_image(path)
     with pytest.raises(NodeFailed, match=r"mask.*(empty|black)") as failure:
         server.queue(graph)
     assert failure.value.node_type == ENCODE
