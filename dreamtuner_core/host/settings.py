@@ -11,7 +11,7 @@ from ..subject import Subject
 from .encoder.load import SubjectEncoding
 
 KEY = "dreamtuner"
-NEGATIVE_WEIGHT = 1.0  # the default share of w_ref that the unwanted side of guidance reads with
+NEGATIVE_WEIGHT = 0.25  # the share of w_ref that the nodes let the unwanted side read with: docs/measure
 BLOCKS = ("input", "middle", "output")  # of the U-Net
 
 
@@ -20,7 +20,7 @@ class AppliedSubject:
     """One subject at work.
 
     weight: w_ref. start, end: from when to when it is read, 0..1 of sampling. region: None or [1 or B, H, W] in 0..1.
-    negative_weight: the share of w_ref, 0..1, that the unwanted side of guidance reads with.
+    negative_weight: the share of w_ref, 0..1, that the unwanted side of guidance reads with; 1 is Eq. 5 with dt' = 0.
     end_weight: w_ref at `end`, reached in a straight line from `weight` at `start`; None where it stays.
     blocks: the parts of the U-Net whose self-attentions read it.
     """
@@ -30,7 +30,7 @@ class AppliedSubject:
     start: float = 0.0
     end: float = 1.0
     region: Tensor | None = None
-    negative_weight: float = NEGATIVE_WEIGHT
+    negative_weight: float = 1.0
     end_weight: float | None = None
     blocks: tuple[str, ...] = BLOCKS
 

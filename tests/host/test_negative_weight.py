@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.host.apply import with_subject
 from dreamtuner_pack.dreamtuner_core.host.sampling import run
-from dreamtuner_pack.dreamtuner_core.host.settings import AppliedSubject
+from dreamtuner_pack.dreamtuner_core.host.settings import NEGATIVE_WEIGHT, AppliedSubject
 from dreamtuner_pack.dreamtuner_core.host.unet import self_attentions
 from dreamtuner_pack.nodes.self_subject_attention import ApplySelfSubjectAttention
 from families import text
@@ -127,10 +127,11 @@ def test_nothing_is_computed_for_a_side_that_reads_nothing(monkeypatch: pytest.M
     assert passes == [4, 2]
 
 
-def test_a_graph_without_it_is_as_before() -> None:
+def test_a_graph_without_it_has_the_default() -> None:
     model, one = shared_model("sd1"), subject(mask=soft_mask())
-    without = ApplySelfSubjectAttention.execute(model, one, 3.0, 0.0, 1.0).args[0]
-    assert torch.equal(ksampler(without), ksampler(attend(model, one, negative_weight=1.0)))
+    without = ksampler(ApplySelfSubjectAttention.execute(model, one, 3.0, 0.0, 1.0).args[0])
+    assert torch.equal(without, ksampler(attend(model, one, negative_weight=NEGATIVE_WEIGHT)))
+    assert not torch.equal(without, ksampler(attend(model, one, negative_weight=1.0)))
 
 
 # --- what only the bench asks for ------------------------------------------------------------------------------------

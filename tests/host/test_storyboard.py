@@ -14,6 +14,7 @@ import comfy.utils
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host import storyboard as room
+from dreamtuner_pack.dreamtuner_core.host.settings import NEGATIVE_WEIGHT
 from dreamtuner_pack.nodes.storyboard import DrawStoryboard
 from graph import attend, empty_latent, hard_mask, shared_model, subject
 from torch import Tensor
@@ -56,7 +57,7 @@ class Desk:
     def single(self, words: str, **more: Any) -> Tensor:
         """The same picture by Apply Self-Subject Attention, KSampler and VAE Decode."""
         given = {**SAMPLING, **more}
-        model = attend(self.model, self.subject)
+        model = attend(self.model, self.subject, negative_weight=NEGATIVE_WEIGHT)
         latent = nodes.common_ksampler(
             model, *(given[name] for name in SAMPLING), self.text(words), self.negative, empty_latent()
         )[0]
