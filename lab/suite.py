@@ -84,7 +84,8 @@ def _start(tree: Path, arguments: Sequence[str], log: Path | None = None) -> Run
     report = HOME / f"pytest-{tree.name}.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
-    variables = os.environ | {TREE_VARIABLE: str(tree)}
+    # one thread each: with two runs on two cores, threads that wait for each other cost more than they give
+    variables = {"OMP_NUM_THREADS": "1"} | os.environ | {TREE_VARIABLE: str(tree)}
     output = log.open("wb") if log else None
     process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output and subprocess.STDOUT)
     return Run(tree, process, report, log)
