@@ -16,6 +16,8 @@ from lab.mini import shipped
 from lab.workflow import Graph
 
 if TYPE_CHECKING:  # so that --help needs no environment
+    from PIL.Image import Image
+
     from dreamtuner_core.sheet import Cell
     from lab.client import Progress
     from lab.server import ComfyServer
@@ -30,6 +32,8 @@ LOAD_ENCODER, APPLY_ENCODER = "DreamTunerLoadSubjectEncoder", "DreamTunerApplySu
 STRENGTH = 0.2  # beta
 SUBJECTS = ("robot", "car", "shirt")
 COLUMNS = 5  # of the sheet
+WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the film
+FRAME, LAST = 700, 2000  # milliseconds
 PROBABILITY = 0.5  # p_r: the mini base draws little without its text's guidance, which 0.9 hardly leaves it
 
 
@@ -42,13 +46,18 @@ def main(argv: Sequence[str]) -> int:
         if not path.exists():
             say(f"{path} is missing: the demo draws with the mini base (`python3 -m lab mini`).")
             return 1
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        cells, title = _pictures(options)
+        if options.film:
+            frames = _frames(options)
+            duration = [FRAME] * (len(frames) - 1) + [LAST]
+            frames[0].save(options.out, save_all=True, append_images=frames[1:], duration=duration, loop=0)
+        else:
+            cells, title = _pictures(options)
+            contact_sheet(cells, title, columns=COLUMNS).save(options.out)
     except (ComfyError, ValueError) as error:
         say(f"the demo failed: {error}")
         return 1
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(cells, title, columns=COLUMNS).save(options.out)
     print(options.out.resolve())
     return 0
 
@@ -61,8 +70,11 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, help="your own picture of the first subject, cut out")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=HOME / "demo.png", help="the sheet")
-    return parser.parse_args(argv)
+    parser.add_argument("--film", action="store_true", help="instead of the sheet: the weight goes up, frame by frame")
+    parser.add_argument("--out", type=Path, help=f"the sheet ({HOME / 'demo.png'}) or the film (demo.webp there)")
+    options = parser.parse_args(argv)
+    options.out = options.out or HOME / ("demo.webp" if options.film else "demo.png")
+    return options
 
 
 def unseen_subject(kind: str, number: int) -> Path:
@@ -117,21 +129,60 @@ def with_encoder(graph: Graph) -> Graph:
 
 def _pictures(options: argparse.Namespace) -> tuple[list[Cell], str]:
     """The sheet's cells, row by row, and its title."""
-    from lab.inside import host_tree
-    from lab.server import ComfyServer
-
-    references = [unseen_subject(kind, options.individual) for kind in options.subject]
-    if options.reference:
-        references[0] = options.reference
     start, cells = time.monotonic(), []
-    say("starting ComfyUI")
-    models = {"checkpoints": [CHECKPOINT], "subject_encoders": [ENCODER]}
-    with ComfyServer(host_tree(), custom_nodes=[FAMILY], models=models) as server:
+    with _server() as server:
         say(f"it answers at {server.url} after {time.monotonic() - start:.0f} s")
-        for kind, reference in zip(options.subject, references):
+        for kind, reference in zip(options.subject, _references(options)):
             cells += _row(server, kind, reference, options)
     say(f"done in {time.monotonic() - start:.0f} s")
     return cells, f"Individuals that the mini base never saw, seed {options.seed}, {options.steps} steps"
+
+
+def _frames(options: argparse.Namespace) -> list[Image]:
+    """Every subject beside its reference, one frame for each weight."""
+    from PIL import Image
+
+    from dreamtuner_core.sheet import Cell, contact_sheet
+
+    rows = list(zip(options.subject, _references(options)))
+    frames = []
+    with _server() as server:
+        for weight in WEIGHTS:
+            cells = []
+            for kind, reference in rows:
+                graph = _graph(server, kind, reference, options)
+                workflow.node(graph, "Apply Self-Subject Attention")["reference_weight"] = weight
+                cells += [Cell(Image.open(reference)), Cell(_drawn(server, graph, f"{kind}, weight {weight:g}"))]
+            frames.append(contact_sheet(cells, f"reference_weight {weight:g}", columns=2, side=192))
+    return frames
+
+
+def _references(options: argparse.Namespace) -> list[Path]:
+    references = [unseen_subject(kind, options.individual) for kind in options.subject]
+    return [options.reference, *references[1:]] if options.reference else references
+
+
+def _server() -> ComfyServer:
+    from lab.inside import host_tree
+    from lab.server import ComfyServer
+
+    say("starting ComfyUI")
+    models = {"checkpoints": [CHECKPOINT], "subject_encoders": [ENCODER]}
+    return ComfyServer(host_tree(), custom_nodes=[FAMILY], models=models)
+
+
+def _graph(server: ComfyServer, kind: str, reference: Path, options: argparse.Namespace) -> Graph:
+    from lab.world import caption_of
+
+    prompt, caption = caption_of(kind, options.scene), caption_of(kind, "a white background")
+    return demo_graph(server, reference, caption, prompt, options.seed, options.steps)
+
+
+def _drawn(server: ComfyServer, graph: Graph, label: str) -> Image:
+    begun = time.monotonic()
+    result = server.queue(graph, _progress(label))
+    say(f"{label}: {time.monotonic() - begun:.1f} s")
+    return server.images(result, workflow.node_id(graph, "Save Image"))[0]
 
 
 def _row(server: ComfyServer, kind: str, reference: Path, options: argparse.Namespace) -> list[Cell]:
@@ -139,22 +190,18 @@ def _row(server: ComfyServer, kind: str, reference: Path, options: argparse.Name
     from PIL import Image
 
     from dreamtuner_core.sheet import Cell
-    from lab.world import caption_of
 
-    prompt, caption = caption_of(kind, options.scene), caption_of(kind, "a white background")
-    whole = demo_graph(server, reference, caption, prompt, options.seed, options.steps)
+    whole = _graph(server, kind, reference, options)
+    prompt = workflow.node(whole, "Prompt")["text"]
     variants = {
         "without the pack": workflow.without(whole, GUIDANCE, S_S_A),
         "self-subject attention": workflow.without(whole, GUIDANCE),
         "with reference guidance": whole,
         "with a subject encoder": with_encoder(workflow.without(whole, GUIDANCE)),
     }
-    cells = [Cell(Image.open(reference), "the one reference", caption)]
+    cells = [Cell(Image.open(reference), "the one reference", workflow.node(whole, "Caption of the reference")["text"])]
     for label, graph in variants.items():
-        begun = time.monotonic()
-        result = server.queue(graph, _progress(label))
-        say(f"{kind}, {label}: {time.monotonic() - begun:.1f} s")
-        cells.append(Cell(server.images(result, workflow.node_id(graph, "Save Image"))[0], label, prompt))
+        cells.append(Cell(_drawn(server, graph, f"{kind}, {label}"), label, prompt))
     return cells
 
 
