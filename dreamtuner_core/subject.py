@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .bank import ReferenceBank
-from .framing import Square, on_white, resized
-from .masks import box_of, what_is_marked, without_specks
+from .picture.framing import Square, on_white, resized
+from .picture.masks import box_of, what_is_marked, without_specks
 
 MARGIN = 0.125  # of the subject's longer side, kept free all round it
 SIZE_STEP = 8  # pixels to one latent

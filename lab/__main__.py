@@ -115,7 +115,10 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         say(f"{command} is not in this checkout ({name})." if part_of_lab else f"{command} needs {error.name}.")
         return 1
     try:
-        shipped.ready()
+        if shipped.missing():
+            from lab.mini.packed import unpack_all
+
+            unpack_all()
         return module.main(list(arguments)) or 0
     except KeyboardInterrupt:
         say("stopped")

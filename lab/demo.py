@@ -18,7 +18,7 @@ from lab.workflow import Graph
 if TYPE_CHECKING:  # so that --help needs no environment
     from PIL.Image import Image
 
-    from dreamtuner_core.sheet import Cell
+    from dreamtuner_core.picture.sheet import Cell
     from lab.client import Progress
     from lab.server import ComfyServer
 
@@ -39,7 +39,7 @@ PROBABILITY = 0.5  # p_r: the mini base draws little without its text's guidance
 
 def main(argv: Sequence[str]) -> int:
     options = _options(argv)
-    from dreamtuner_core.sheet import contact_sheet
+    from dreamtuner_core.picture.sheet import contact_sheet
     from lab.client import ComfyError
 
     for path in (CHECKPOINT, ENCODER, options.reference or FAMILY):
@@ -142,7 +142,7 @@ def _frames(options: argparse.Namespace) -> list[Image]:
     """Every subject beside its reference, one frame for each weight."""
     from PIL import Image
 
-    from dreamtuner_core.sheet import Cell, contact_sheet
+    from dreamtuner_core.picture.sheet import Cell, contact_sheet
 
     rows = list(zip(options.subject, _references(options)))
     frames = []
@@ -189,7 +189,7 @@ def _row(server: ComfyServer, kind: str, reference: Path, options: argparse.Name
     """One subject: its picture, and what is drawn with less and with more of the pack."""
     from PIL import Image
 
-    from dreamtuner_core.sheet import Cell
+    from dreamtuner_core.picture.sheet import Cell
 
     whole = _graph(server, kind, reference, options)
     prompt = workflow.node(whole, "Prompt")["text"]

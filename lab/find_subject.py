@@ -33,15 +33,15 @@ def overlap(one: Tensor, other: Tensor) -> float:
 
 def mended(core: ModuleType, picture: Tensor, mask: Tensor) -> Tensor:
     """A framed picture as `light: auto` leaves it; the very same tensor where nothing is wrong with it."""
-    light = core.light.measured(core.light.subject_pixels(picture, mask))
-    return picture if light is None else core.light.mended(picture, mask, light)
+    light = core.picture.light.measured(core.picture.light.subject_pixels(picture, mask))
+    return picture if light is None else core.picture.light.mended(picture, mask, light)
 
 
 def regained(core: ModuleType, image: Tensor, mask: Tensor, light: Tensor) -> float:
     """Share of what this light takes from the subject that `light: auto` gives back, by the mean difference."""
     good, framed_mask = core.subject.frame(image, mask, FRAMED)
     dark, _ = core.subject.frame(image * light, mask, FRAMED)
-    inside = framed_mask[0] > core.light.INSIDE
+    inside = framed_mask[0] > core.picture.light.INSIDE
     lost, left = (float((x - good)[0][inside].abs().mean()) for x in (dark, mended(core, dark, framed_mask)))
     return 1 - left / lost
 

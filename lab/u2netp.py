@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreamtuner_core.u2net import SIDE, U2NetP, normalised
+from dreamtuner_core.picture.u2net import SIDE, U2NetP, normalised
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "dreamtuner_core" / "weights" / "u2netp.safetensors"

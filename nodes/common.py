@@ -10,7 +10,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..dreamtuner_core.hints import NOTES
+from ..dreamtuner_core.picture.hints import NOTES
 
 CATEGORY = "DreamTuner"
 SubjectSocket = io.Custom("DREAMTUNER_SUBJECT")

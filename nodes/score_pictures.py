@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..dreamtuner_core.host.scoring.score import Towers, score_pictures, tell_figures
-from ..dreamtuner_core.scores import Limits
+from ..dreamtuner_core.scoring.scores import Limits
 from .common import CATEGORY, SubjectSocket, named_errors
 
 PASS_THE_BEST, STOP = "pass the best", "stop"

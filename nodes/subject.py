@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..dreamtuner_core.find_subject import THRESHOLD
-from ..dreamtuner_core.host.subject.encode import (
-    AUTO,
-    FIND,
-    LARGEST,
-    LIGHT,
-    MARKS,
-    MEND,
-    WHEN_NO_MASK,
-    encode_subject,
-)
+from ..dreamtuner_core.host.subject.encode import AUTO, FIND, LARGEST, LIGHT, MARKS, MEND, WHEN_NO_MASK, encode_subject
 from ..dreamtuner_core.host.subject.find import KEEP, MOST_GROWTH, find_and_show
+from ..dreamtuner_core.picture.find_subject import THRESHOLD
 from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors, shown
 
 

@@ -29,10 +29,10 @@ sys.path.append(str(ROOT))  # last: the host's own `nodes` must be found before 
 
 from lab.demo import CHECKPOINT, ENCODER, FAMILY  # noqa: E402
 from lab.inside import host_tree, import_host, import_pack  # noqa: E402
-from lab.mini import shipped  # noqa: E402
+from lab.mini.packed import unpack_all  # noqa: E402
 from lab.server import ComfyServer  # noqa: E402
 
-shipped.ready()
+unpack_all()
 
 
 @pytest.fixture(scope="session")

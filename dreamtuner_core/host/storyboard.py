@@ -19,7 +19,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..sheet import Cell, as_image, as_tensor, contact_sheet
+from ..picture.sheet import Cell, as_image, as_tensor, contact_sheet
 from ..storyboard import Line, StoryboardConfig, previous_of
 from ..subject import Subject
 from .apply import apply_subject

@@ -32,7 +32,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..masks import PRESENT
+from ..picture.masks import PRESENT
 from ..subject import frame
 from ..texts import shown
 from ..tuning.pairs import generator

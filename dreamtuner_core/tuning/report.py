@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..letters import put
-from ..sheet import GAP, INK, PAPER, Cell, as_image, as_tensor, contact_sheet
+from ..picture.letters import put
+from ..picture.sheet import GAP, INK, PAPER, Cell, as_image, as_tensor, contact_sheet
 
 WIDTH, PLOT_HEIGHT, CAPTION = 768, 240, 16
 DARK, PALE, GRID = (20, 60, 160), (178, 196, 232), (228, 228, 228)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -15,28 +14,6 @@ from lab.measure.cast import WHITE
 from lab.measure.rows import Made, Prompts
 from lab.measure.studio import Reference
 from lab.world import caption_of
-
-
-def reading_only(model: Any, core: Any, blocks: Sequence[str]) -> Any:
-    """A clone in which self-subject attention happens in some blocks only: of input, middle and output.
-
-    The pack has no such setting. To be called before the subject is applied: its wrapper then lies around the pack's.
-    """
-    from comfy.patcher_extension import WrappersMP
-
-    sampling = core.host.sampling.run
-    every = sampling.self_attentions
-
-    def some(patcher: Any) -> dict[Any, Any]:
-        return {layer: block for layer, block in every(patcher).items() if layer.block in blocks}
-
-    def around(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        with mock.patch.object(sampling, "self_attentions", some):
-            return executor(*args, **kwargs)
-
-    patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "lab blocks", around)
-    return patched
 
 
 @dataclass(frozen=True)

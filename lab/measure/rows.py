@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from lab.demo import ENCODER
 from lab.measure.studio import Reference
@@ -96,8 +97,6 @@ class WithSubject:
     def __call__(self, model: Any, clip: Any, reference: Reference, prompts: Prompts) -> Made:
         core = reference.studio.core
         if set(self.blocks) != set(BLOCKS):
-            from lab.measure.peers import reading_only
-
             model = reading_only(model, core, self.blocks)
         if self.encoder:
             model = core.host.apply.apply_encoder(model, reference.encoded(self.file), self.encoder)
@@ -109,3 +108,25 @@ class WithSubject:
             guidance = core.guidance.Guidance(g.scale, g.probability, g.dt, g.dt_uncond)
             model = core.host.apply.apply_guidance(model, guidance)
         return model, clip, prompts
+
+
+def reading_only(model: Any, core: Any, blocks: Sequence[str]) -> Any:
+    """A clone in which self-subject attention happens in some blocks only: of input, middle and output.
+
+    The pack has no such setting. To be called before the subject is applied: its wrapper then lies around the pack's.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    sampling = core.host.sampling.run
+    every = sampling.self_attentions
+
+    def some(patcher: Any) -> dict[Any, Any]:
+        return {layer: block for layer, block in every(patcher).items() if layer.block in blocks}
+
+    def around(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        with mock.patch.object(sampling, "self_attentions", some):
+            return executor(*args, **kwargs)
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "lab blocks", around)
+    return patched

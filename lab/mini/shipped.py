@@ -24,9 +24,6 @@ def expanded_folder() -> Path:
 FOLDER = expanded_folder()
 
 
-def ready() -> None:
-    """Expand the weights, where that is not done yet. Needs torch then."""
-    if any((PACKED / name).exists() and not (FOLDER / name).exists() for name in NAMES):
-        from .packed import unpack_all
-
-        unpack_all()
+def missing() -> bool:
+    """Whether weights are still to be expanded, by `packed.unpack_all`, which needs torch."""
+    return any((PACKED / name).exists() and not (FOLDER / name).exists() for name in NAMES)

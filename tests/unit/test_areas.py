@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamtuner_core.areas import connected, largest
+from dreamtuner_core.picture.areas import connected, largest
 
 
 def flooded(inside: Tensor) -> int:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from dreamtuner_core import letters
-from dreamtuner_core.letters import legible, put, wrapped
+from dreamtuner_core.picture import letters
+from dreamtuner_core.picture.letters import legible, put, wrapped
 from dreamtuner_core.tuning.report import report
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamtuner_core.hints import NOTES
+from dreamtuner_core.picture.hints import NOTES
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamtuner_core.gate import Gate
-from dreamtuner_core.scores import (
+from dreamtuner_core.scoring.gate import Gate
+from dreamtuner_core.scoring.scores import (
     Limits,
     Score,
     best_match,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from dreamtuner_core.sheet import GAP, Cell, as_image, as_tensor, contact_sheet
+from dreamtuner_core.picture.sheet import GAP, Cell, as_image, as_tensor, contact_sheet
 
 GREY = Image.new("RGB", (40, 20), (128, 128, 128))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamtuner_core.preview import EMPTY, OUTLINE, preview
+from dreamtuner_core.picture.preview import EMPTY, OUTLINE, preview
 from dreamtuner_core.subject import MARGIN, Subject, frame, subject_mask, to_grid, token_grid
 
 RESOLUTION = 128

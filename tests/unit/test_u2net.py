@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreamtuner_core.u2net import SIDE, U2NetP, normalised
+from dreamtuner_core.picture.u2net import SIDE, U2NetP, normalised
 from lab.u2netp import ANSWERS, STEP, WEIGHTS, picture
 
 

@@ -19,7 +19,7 @@ from ...encoder.file import Origin, read
 from ...encoder.ip_adapter import IPAdapter
 from ...encoder.model import SubjectEncoder
 from ...encoder.tower import ImageTower
-from ...framing import resized
+from ...picture.framing import resized
 from ..files import ModelFolder
 
 ENCODERS = ModelFolder("subject_encoders", also=("ipadapter",))

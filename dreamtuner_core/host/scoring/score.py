@@ -12,8 +12,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...gate import Gate
-from ...scores import Limits, Score, best_match, colour, cosine, faults, sharpness
+from ...scoring.gate import Gate
+from ...scoring.scores import Limits, Score, best_match, colour, cosine, faults, sharpness
 from ...subject import Subject, frame
 from ..subject.find import find_subject
 from .keys import as_subject, keys

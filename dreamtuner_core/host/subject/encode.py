@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...bank import ReferenceBank
-from ...hints import hints
-from ...light import measured, mended, subject_pixels
-from ...masks import PRESENT, without_specks
-from ...preview import preview
+from ...picture.hints import hints
+from ...picture.light import measured, mended, subject_pixels
+from ...picture.masks import PRESENT, without_specks
+from ...picture.preview import preview
 from ...ranges import check_choice, check_number
 from ...subject import Subject, frame, subject_mask
 from ..encoder.load import LoadedEncoder, encode_picture

@@ -12,10 +12,10 @@ from comfy.model_patcher import ModelPatcher
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...find_subject import THRESHOLD, as_mask
-from ...preview import panels
+from ...picture.find_subject import THRESHOLD, as_mask
+from ...picture.preview import panels
+from ...picture.u2net import U2NetP, normalised
 from ...ranges import check_choice, check_number
-from ...u2net import U2NetP, normalised
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "u2netp.safetensors"
 KEEP = ("all", "largest")

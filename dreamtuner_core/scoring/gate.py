@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..picture.sheet import Cell, as_image, as_tensor, contact_sheet
 from .scores import Limits, Score, ranking
-from .sheet import Cell, as_image, as_tensor, contact_sheet
 
 COLUMNS, SIDE = 5, 240  # of the sheet
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .ranges import check_number
+from ..ranges import check_number
 
 BLANK = 0.02  # standard deviation of a picture in which nothing is
 CELL, GRAIN = 2, 0.5  # pixels; a picture whose neighbouring cells are less alike than this is noise

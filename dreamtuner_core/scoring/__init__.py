@@ -1,0 +1,1 @@
+"""The quality gate: how good pictures of a subject are, and which of them pass."""
