@@ -37,7 +37,14 @@ LOAD = """(async flow => {
 
 
 def main(argv: Sequence[str]) -> int:
-    argparse.ArgumentParser(prog="python3 -m lab page", description=__doc__).parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python3 -m lab page", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of workflows, without the number; else all")
+    parser.add_argument("--nodes-2", action="store_true", help="nodes as Nodes 2.0 draws them")
+    parser.add_argument("--out", type=Path, default=HOME / "page", help="folder of the pictures")
+    options = parser.parse_args(argv)
+    settings = SETTINGS | ({"Comfy.VueNodes.Enabled": "true"} if options.nodes_2 else {})
+    flows = [path for path in sorted(WORKFLOWS.glob("*.json")) if not needs(path)]
+    flows = [path for path in flows if not options.names or path.stem[3:] in options.names]
     from lab.server import ComfyServer
 
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -48,13 +55,14 @@ def main(argv: Sequence[str]) -> int:
         command = [browser, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            return asyncio.run(_look(server.url, Path(profile) / "DevToolsActivePort", HOME / "page"))
+            port_file = Path(profile) / "DevToolsActivePort"
+            return asyncio.run(_look(server.url, port_file, settings, flows, options.out))
         finally:
             process.terminate()
             process.wait()
 
 
-async def _look(url: str, port_file: Path, out: Path) -> int:
+async def _look(url: str, port_file: Path, settings: dict[str, str], flows: Sequence[Path], out: Path) -> int:
     from aiohttp import ClientSession
 
     async with asyncio.timeout(STARTED):
@@ -63,14 +71,14 @@ async def _look(url: str, port_file: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     failed = False
     async with ClientSession() as session:
-        for setting, value in SETTINGS.items():
+        for setting, value in settings.items():
             await session.post(f"{url}/settings/{setting}", data=value)
         async with session.get(f"http://127.0.0.1:{port[0]}/json/list") as answer:
             tab = next(tab for tab in await answer.json() if tab["type"] == "page")
         async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
             await _call(socket, "Page.navigate", url=url)
             await asyncio.sleep(5)
-            for path in sorted(path for path in WORKFLOWS.glob("*.json") if not needs(path)):
+            for path in flows:
                 script = {"expression": f"{LOAD}({path.read_text()})", "awaitPromise": True, "returnByValue": True}
                 lost = (await _call(socket, "Runtime.evaluate", **script))["result"]["value"]
                 picture = (await _call(socket, "Page.captureScreenshot"))["data"]
