@@ -74,11 +74,19 @@ class Rights:
 
 @dataclass(frozen=True, eq=False)
 class OwnedSubject(Subject):
-    """A subject that came out of a file, and carries its rights along. name: of the file."""
+    """A subject that carries its rights along. name: of its file, or empty."""
 
     name: str = ""
     rights: Rights = field(default_factory=Rights)
     caption_text: str = ""
+
+
+def owned(subject: Subject, rights: Rights, name: str = "") -> OwnedSubject:
+    """The same subject with these rights; one that has a name keeps it."""
+    if isinstance(subject, OwnedSubject):
+        return replace(subject, rights=rights)
+    plain = {item.name: getattr(subject, item.name) for item in fields(Subject)}
+    return OwnedSubject(**plain, name=name, rights=rights)
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,34 @@ def advanced(*inputs: io.Input) -> list[io.Input]:
     return list(inputs)
 
 
+def rights_inputs() -> list[io.Input]:
+    """Whose a subject is; the same wherever it is said."""
+    return [
+        io.String.Input(
+            "owner", default="", optional=True, tooltip="Who the person is, or who owns the character or mark."
+        ),
+        io.String.Input(
+            "allowed_uses",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="What they agreed to, in plain words.",
+        ),
+        io.String.Input(
+            "until", default="", optional=True, tooltip="The last day of it, as 2030-12-31; empty has no end."
+        ),
+    ]
+
+
 def shown(preview: Tensor, notes: Iterable[str]) -> dict[str, Any]:
     """What the page shows on the node itself: the preview, and notes (keys of hints.NOTES) in the page's language."""
+    return ui.PreviewImage(preview).as_dict() | noted(notes)
+
+
+def noted(notes: Iterable[str]) -> dict[str, Any]:
+    """The notes alone."""
     notes = list(notes)
-    sentences = {"dreamtuner_notes": notes, "text": [NOTES[note] for note in notes]}
-    return ui.PreviewImage(preview).as_dict() | sentences
+    return {"dreamtuner_notes": notes, "text": [NOTES[note] for note in notes]}
 
 
 @contextmanager

@@ -6,13 +6,11 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..dreamtuner_core.host.encoder.load import LoadedEncoder
-from ..dreamtuner_core.host.subject.rights import tell_rights, today
+from ..dreamtuner_core.host.subject.rights import checked_rights, rights_notes, tell_rights, today
 from ..dreamtuner_core.host.subject.saved import SUBJECTS, load_subject, save_subject
-from ..dreamtuner_core.saved_subject import Rights
 from ..dreamtuner_core.subject import Subject
-from ..dreamtuner_core.texts import checked_text
 from ..dreamtuner_core.tuned_subject import TunedSubject
-from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, expected, named_errors
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, expected, named_errors, noted, rights_inputs
 from .subject_tuning import TunedSubjectSocket
 
 
@@ -35,19 +33,7 @@ class SaveSubject(io.ComfyNode):
                 io.String.Input(
                     "caption_text", default="", multiline=True, optional=True, tooltip="The caption in words, to read."
                 ),
-                io.String.Input(
-                    "owner", default="", optional=True, tooltip="Who the person is, or who owns the character or mark."
-                ),
-                io.String.Input(
-                    "allowed_uses",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    tooltip="What they agreed to, in plain words.",
-                ),
-                io.String.Input(
-                    "until", default="", optional=True, tooltip="The last day of it, as 2030-12-31; empty has no end."
-                ),
+                *rights_inputs(),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="The file's name, as Load Subject lists it.")],
         )
@@ -60,8 +46,7 @@ class SaveSubject(io.ComfyNode):
             expected(subject, Subject, "subject", "Encode Subject Image or Load Subject")
             if tuned_subject is not None:
                 expected(tuned_subject, TunedSubject, "tuned_subject", "Subject Tuning or Load Subject")
-            texts = {"owner": owner, "allowed_uses": allowed_uses, "until": until}
-            rights = Rights(**{name: checked_text(name, text).strip() for name, text in texts.items()})
+            rights = checked_rights(owner, allowed_uses, until)
             return io.NodeOutput(save_subject(subject, name, tuned_subject, rights, caption_text).name)
 
 
@@ -104,4 +89,5 @@ class LoadSubject(io.ComfyNode):
             tell_rights(subject, cls.hidden.prompt, cls.hidden.extra_pnginfo)
             missing = ExecutionBlocker(f"Load Subject: '{file}' was not tuned; unlink its tuned_subject and phrase.")
             rights = subject.rights.told(today())
-            return io.NodeOutput(subject, tuned or missing, tuned.phrase if tuned else missing, rights)
+            phrase = tuned.phrase if tuned else missing
+            return io.NodeOutput(subject, tuned or missing, phrase, rights, ui=noted(rights_notes(subject)))

@@ -6,8 +6,10 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.subject.encode import AUTO, FIND, LARGEST, LIGHT, MARKS, MEND, WHEN_NO_MASK, encode_subject
 from ..dreamtuner_core.host.subject.find import KEEP, MOST_GROWTH, find_and_show
+from ..dreamtuner_core.host.subject.rights import NO_RIGHTS, checked_rights, rights_notes
 from ..dreamtuner_core.picture.find_subject import THRESHOLD
-from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors, shown
+from ..dreamtuner_core.saved_subject import owned
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, advanced, named_errors, rights_inputs, shown
 
 
 class EncodeSubjectImage(io.ComfyNode):
@@ -81,6 +83,7 @@ class EncodeSubjectImage(io.ComfyNode):
                     tooltip="Auto brightens a dark subject, deepens a pale one and takes out a tint of the light. "
                     "A good picture stays as it is.",
                 ),
+                *advanced(*rights_inputs()),
             ],
             outputs=[
                 SubjectSocket.Output(display_name="subject"),
@@ -93,11 +96,24 @@ class EncodeSubjectImage(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image, vae, mask=None, caption=None, clip=None, find_subject=WHEN_NO_MASK, light=MEND, **options
+        cls,
+        image,
+        vae,
+        mask=None,
+        caption=None,
+        clip=None,
+        find_subject=WHEN_NO_MASK,
+        light=MEND,
+        owner="",
+        allowed_uses="",
+        until="",
+        **options,
     ) -> io.NodeOutput:
         with named_errors("Encode Subject Image"):
+            rights = checked_rights(owner, allowed_uses, until)
             made = encode_subject(image, vae, mask, caption, clip, find_subject=find_subject, light=light, **options)
-            return io.NodeOutput(made.subject, made.preview, ui=shown(made.preview, made.notes))
+            subject = made.subject if rights == NO_RIGHTS else owned(made.subject, rights)
+            return io.NodeOutput(subject, made.preview, ui=shown(made.preview, rights_notes(subject) + made.notes))
 
 
 class FindSubject(io.ComfyNode):

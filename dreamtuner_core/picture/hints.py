@@ -1,4 +1,4 @@
-"""What is worth knowing of a reference picture: what was made of it, and what speaks against it."""
+"""What is worth knowing of a reference picture: what was made of it, and what speaks against it or its use."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ NOTES = {
     "cut": "The subject is cut at the picture's border; what is not seen is made up.",
     "no_detail": "The subject is one flat colour; if the picture is not, save it as an ordinary 8-bit RGB picture.",
     "cut_short": "The picture ends in one flat colour; its file may be cut short.",
+    "ended": "The last day of the allowed uses is past; ask the owner before you use this subject.",
 }
 """Sentences by their keys, which the locales translate."""
 

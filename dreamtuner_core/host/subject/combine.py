@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from ...saved_subject import OwnedSubject, Rights
+from ...saved_subject import OwnedSubject, Rights, owned
 from ...subject import Subject
 from ..encoder.load import SubjectEncoding, joined
 
@@ -56,13 +56,10 @@ def _joined_encoding(encodings: Sequence[Any]) -> SubjectEncoding | None:
 
 def _owned(first: Subject, subjects: Sequence[Subject]) -> Subject:
     """The main picture, with all the rights that any of them has: every owner, every limit, the earliest end."""
-    owned = [subject for subject in subjects if isinstance(subject, OwnedSubject)]
-    if not owned:
+    known = [subject for subject in subjects if isinstance(subject, OwnedSubject)]
+    if not known:
         return first
-    told = {item.name: list(dict.fromkeys(getattr(s.rights, item.name) for s in owned)) for item in fields(Rights)}
+    told = {item.name: list(dict.fromkeys(getattr(s.rights, item.name) for s in known)) for item in fields(Rights)}
     texts = {name: "; ".join(filter(None, told[name])) for name in ("owner", "allowed_uses")}
     rights = Rights(**texts, until=min(filter(None, told["until"]), default=""))
-    if isinstance(first, OwnedSubject):
-        return replace(first, rights=rights)
-    plain = {item.name: getattr(first, item.name) for item in fields(Subject)}
-    return OwnedSubject(**plain, name=owned[0].name, rights=rights)
+    return owned(first, rights, known[0].name)
