@@ -1,21 +1,24 @@
 """Speed and memory of self-subject attention against plain sampling, in one run.
 
 A full-size U-Net with random weights, built by the host's own classes, is sampled by the host's own sampler, with and
-without the pack's patch in turns: plain, computed, kept, plain, ... Each ratio is one patched run over the mean of the
-plain runs before and after it; the figure is their median, the spread their largest less their smallest.
+without the pack's patch in turns. lab/bench_rounds.py says how: rounds between two plain runs, until the intervals of
+all ratios are narrower than 5 %, or the rounds or the time are over, which is then said.
 
   reference "computed"  nothing of the reference is kept: a new subject's first picture
   reference "kept"      its keys and values are kept from a run before: another seed or prompt
+  other names           other packs' ways, written plainly in lab/bench_peers.py; they read the whole picture
   foreground            the part of the reference picture inside the mask, a disc in the middle
+  wall, cpu             multiples of plain sampling: of the clock, and of all threads' time; medians over the rounds
+  interval              holds the true wall ratio with 95 % confidence
+  again                 plain sampling over plain sampling: the noise
   floor                 the ratio of arithmetic alone, counted: plain + reference pass + attention to the foreground
   peak                  most memory in use in a patched run: the process's own on a CPU, PyTorch's on a GPU
 
-The last line of each model is a step of the subject encoder's pre-training over the U-Net's own forward and backward;
---quick leaves it out.
+Below stand a step of the subject encoder's pre-training, and with --all one of Subject Tuning, over the U-Net's own
+forward and backward pass; the ways to compute Eq. 3; and the reference pass for several noise levels at once.
 
 Without a GPU the latents are 32x32 (256 pixels); with one they are 64x64 (512), and SDXL is measured as well, at
-128x128 (1024). --quick leaves out batch 4 with the whole picture as foreground, and takes fewer steps and repeats;
-without a GPU, latents of 24x24.
+128x128 (1024). --quick takes fewer steps and rounds; without a GPU, latents of 24x24.
 """
 
 from __future__ import annotations
@@ -25,18 +28,22 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lab import bench_lines as lines
+from lab.bench_rounds import Limits
 from lab.bench_run import PART, Bench, Plan
 from lab.bench_training import training_row
-from lab.bench_unet import MODELS
+from lab.bench_tuning import tuning_row
+from lab.bench_unet import TINY_MODELS
 from lab.host import say
 from lab.inside import import_host, import_pack
 
 IDLE = 0.25  # load of a core, above which other work disturbs the figures
+TUNING_STEPS = 300
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,21 +51,12 @@ def main(argv: Sequence[str]) -> int:
     if options.json is not None and not _can_write(options.json):
         say(f"{options.json} cannot be written; give another file.")
         return 2
-    on_cpu = _host_on_cpu(options.cpu)
-    plans = [_plan(name, options, on_cpu) for name in _models(options, on_cpu)]
+    on_cpu = _host_on_cpu(options.device)
+    if on_cpu is None:
+        say("There is no GPU here that PyTorch can use: leave out --device cuda, or say --device cpu.")
+        return 2
     figures: dict[str, Any] = {"command": " ".join(["python3 -m lab bench", *argv])}
-    import torch
-
-    with torch.inference_mode():
-        figures |= _machine()
-        print(_heading(figures), flush=True)
-        figures["rows"] = [row for plan in plans for row in _measure(plan)]
-        # SDXL's gradients alone are 10 GB
-        trainable = [plan for plan in plans if not options.quick and (plan.model != "sdxl" or not on_cpu)]
-        figures["training"] = [_training(plan) for plan in trainable]
-    figures["load_after"] = os.getloadavg()[0]
-    if figures["load_before"] > IDLE * figures["cores"]:
-        print(f"Other work was running (load {figures['load_before']:.1f}): take these figures with care.")
+    _measure([_plan(name, options, on_cpu) for name in _models(options, on_cpu)], options, on_cpu, figures)
     if options.json is not None:
         _write(options.json, json.dumps(figures, indent=1) + "\n")
         say(f"figures in {options.json}")
@@ -70,16 +68,19 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python3 -m lab bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer rows, steps and repeats: two to three minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer steps and rounds")
+    parser.add_argument("--all", action="store_true", help="Subject Tuning and the choices too; 9 minutes on a GPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--sdxl", action="store_true", help="SDXL too where there is no GPU (at 512 pixels; 12 GB)")
-    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="instead of a GPU where there is one")
     parser.add_argument(
         "--latent", type=_count, metavar="N", help="side of the latents, instead of what the model's row says"
     )
     parser.add_argument("--steps", type=_count, metavar="N", help="sampling steps of one run")
-    parser.add_argument("--repeats", type=_count, metavar="N", help="patched runs of each kind")
-    parser.add_argument("--model", choices=MODELS, help="this one alone; tiny is for the bench's own test")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="take just so many")
+    parser.add_argument("--seconds", type=_count, metavar="N", help="for the rounds of a cell, about")
+    parser.add_argument("--model", choices=("sd15", "sdxl"), help="this one alone")
+    parser.add_argument("--tiny", action="store_true", help="models so small that the figures mean nothing: a trial")
     return parser.parse_args(argv)
 
 
@@ -90,30 +91,36 @@ def _count(text: str) -> int:
 
 
 def _models(options: argparse.Namespace, on_cpu: bool) -> list[str]:
+    if options.tiny:
+        return list(TINY_MODELS)
     if options.model:
         return [options.model]
     return ["sd15", "sdxl"] if options.sdxl or not on_cpu else ["sd15"]
 
 
 def _plan(model: str, options: argparse.Namespace, on_cpu: bool) -> Plan:
-    """The rows by default, then with --quick, then with what the options say."""
-    if model == "tiny":
-        plan = quick = Plan(model, latent=8, steps=1, repeats=1, cells=((1, PART),))
+    """The rows by default, then with --quick or --all, then with what the options say."""
+    if model in TINY_MODELS:
+        plan = Plan(model, latent=8, steps=1, limits=Limits(fewest=1, most=1), cells=((1, PART),))
     elif on_cpu:
-        plan = Plan(model, 64 if model == "sdxl" else 32, steps=2, repeats=4)
-        quick = replace(plan, latent=24, steps=1, repeats=2, cells=((1, PART), (1, 1.0), (4, PART)))
+        plan = Plan(model, 64 if model == "sdxl" else 32, steps=2)
+        plan = replace(plan, latent=24, limits=Limits(most=8)) if options.quick else plan
     else:
-        plan = Plan(model, 128 if model == "sdxl" else 64, steps=20, repeats=7)
-        quick = replace(plan, steps=10, repeats=5, cells=((1, PART), (1, 1.0), (4, PART)))
-    given = {name: getattr(options, name) for name in ("latent", "steps", "repeats") if getattr(options, name)}
-    return replace(quick if options.quick else plan, **given)
+        plan = Plan(model, 128 if model == "sdxl" else 64, steps=10)
+        plan = replace(plan, limits=Limits(seconds=20)) if options.quick or options.all else plan
+    given = {name: getattr(options, name) for name in ("latent", "steps") if getattr(options, name)}
+    limits = plan.limits if options.seconds is None else replace(plan.limits, seconds=options.seconds)
+    limits = limits if options.rounds is None else replace(limits, fewest=options.rounds, most=options.rounds)
+    return replace(plan, limits=limits, **given)
 
 
-def _host_on_cpu(wanted: bool) -> bool:
-    """Make the host importable, on the CPU where that is wanted or nothing else is there."""
+def _host_on_cpu(device: str | None) -> bool | None:
+    """Make the host importable, on the CPU where that is wanted or nothing else is there. None: the GPU is missing."""
     import torch
 
-    on_cpu = wanted or not torch.cuda.is_available()
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
     if "comfy" not in sys.modules:  # it is there already in a test
         import_host(cpu=on_cpu)
     import_pack()
@@ -146,44 +153,50 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _heading(figures: dict[str, Any]) -> str:
-    return (
-        "S-S-A against plain sampling (euler, CFG), full-size U-Nets with random weights\n"
-        f"{figures['device']}, {figures['threads']} threads; {figures['host']}, torch {figures['torch']}, "
-        f"{figures['attention']}; load before the run {figures['load_before']:.1f} on {figures['cores']} cores"
-    )
+def _measure(plans: Sequence[Plan], options: argparse.Namespace, on_cpu: bool, figures: dict[str, Any]) -> None:
+    """All that was asked for, printed as it comes, into the figures."""
+    import torch
+
+    figures |= _machine()
+    print(lines.heading(figures), flush=True)
+    parts: dict[str, list[dict[str, Any]]] = {"rows": [], "training": [], "tuning": [], "ways": [], "levels": []}
+    figures |= parts
+    for plan in plans:
+        with torch.inference_mode():
+            bench = Bench(plan)
+            parts["rows"] += _cells(bench)
+            if options.all:
+                _choices(bench, parts)
+            bench.close()
+        trainable = plan.model != "sdxl" or not on_cpu  # its gradients alone are 10 GB
+        if trainable and not options.quick:
+            parts["training"] += _shown([training_row(plan)], lines.training)
+        if trainable and options.all:
+            parts["tuning"] += _shown([tuning_row(plan, 2 if options.tiny else TUNING_STEPS)], lines.tuning)
+    figures["load_after"] = os.getloadavg()[0]
+    if figures["load_before"] > IDLE * figures["cores"]:
+        print(f"Other work was running (load {figures['load_before']:.1f}): take these figures with care.")
 
 
-def _measure(plan: Plan) -> Iterator[dict[str, Any]]:
-    """The rows of one model, printed as they come."""
-    say(f"building {plan.model}")
-    bench = Bench(plan)
-    print(
-        f"{plan.model}: {bench.dtype}, {plan.latent}x{plan.latent} latents, {plan.steps} steps, "
-        f"{plan.repeats} repeats after a warm-up\n"
-        "batch  foreground  reference  ratio  spread  floor  plain s    peak MiB (plain)  levels kept"
-    )
-    for batch, foreground in plan.cells:
-        for row in bench.cell(batch, foreground):
-            print(
-                f"{row['batch']:5}  {row['foreground']:10.0%}  {row['reference']:9}  {row['ratio']:5.2f}  "
-                f"{row['spread']:6.2f}  {row['floor']:5.2f}  {row['plain_seconds']:7.2f}  "
-                f"{row['peak_mib']:10.0f} ({row['plain_peak_mib']:.0f})  {row['levels_kept']} of {plan.steps}",
-                flush=True,
-            )
-            yield row
-    bench.close()
+def _cells(bench: Bench) -> Iterator[dict[str, Any]]:
+    """The rows of one model."""
+    plan = bench.plan
+    print(lines.head(plan, bench.dtype))
+    for number, (batch, foreground) in enumerate(plan.cells):
+        yield from _shown(bench.cell(batch, foreground, peers=number == 0), lines.row)
 
 
-def _training(plan: Plan) -> dict[str, Any]:
-    row = training_row(plan)
-    print(
-        f"{plan.model}: a pre-training step of the subject encoder over the U-Net's own forward and backward, batch "
-        f"{row['batch']}: {row['ratio']:.2f} (spread {row['spread']:.2f}, arithmetic alone {row['floor']:.2f}, plain "
-        f"{row['plain_seconds']:.2f} s)",
-        flush=True,
-    )
-    return row
+def _shown(rows: Iterable[dict[str, Any]], line: Callable[[dict[str, Any]], str]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        print(line(row), flush=True)
+        yield row
+
+
+def _choices(bench: Bench, parts: dict[str, list[dict[str, Any]]]) -> None:
+    from lab.bench_ways import level_rows, way_rows  # imports torch
+
+    parts["ways"] += _shown(way_rows(bench), lines.way)
+    parts["levels"] += _shown(level_rows(bench), lines.level)
 
 
 def _can_write(path: Path) -> bool:

@@ -7,18 +7,14 @@ frozen weights' own gradients, which it does not compute, cost more than S-E-A d
 
 from __future__ import annotations
 
-import importlib
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
-from lab.bench_run import Plan, ratios_between
-from lab.bench_unet import POOLED, TEXT_TOKENS, random_unet
-from lab.inside import PACK
+from lab.bench_rounds import take
+from lab.bench_run import Plan
+from lab.bench_unet import MODELS, TEXT_TOKENS, pack, random_unet
 
 TOWER = {"tower_layers": 32, "tower_width": 1280, "tokens": 257}
-TIMES = 6 * 256  # SDXL's y: six sizes, embedded
 
 
 def training_row(plan: Plan, batch: int = 1) -> dict[str, Any]:
@@ -27,33 +23,26 @@ def training_row(plan: Plan, batch: int = 1) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.inference_mode(False), torch.enable_grad():
-        plain, step = _steps(plan, batch)
+        plain, step, device = _steps(plan, batch)
         flops = []
         for run in (plain, step):  # a warm-up of both
             with FlopCounterMode(display=False) as counter:
                 run()
             flops.append(counter.get_total_flops())
-        plains, steps = [_seconds(plain)], []
-        for _ in range(min(plan.repeats, 4)):
-            steps.append(_seconds(step))
-            plains.append(_seconds(plain))
-    ratios = ratios_between(steps, plains)
+        rounds = take(plain, {"step": step}, plan.limits, device)
     return {
         "model": plan.model,
         "batch": batch,
         "latent": plan.latent,
-        "ratio": statistics.median(ratios),
-        "spread": max(ratios) - min(ratios),
+        **rounds.row("step"),
         "floor": flops[1] / flops[0],
-        "plain_seconds": statistics.median(plains),
-        "ratios": ratios,
     }
 
 
-def _steps(plan: Plan, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
+def _steps(plan: Plan, batch: int) -> tuple[Callable[[], None], Callable[[], None], Any]:
     import torch
 
-    encoder_module = importlib.import_module(f"{PACK}.dreamtuner_core.encoder.model")
+    encoder_module = pack("encoder.model")
     with torch.no_grad():
         patcher = random_unet(plan.model)
     unet = patcher.model.diffusion_model
@@ -62,7 +51,9 @@ def _steps(plan: Plan, batch: int) -> tuple[Callable[[], None], Callable[[], Non
     encoder = encoder_module.SubjectEncoder(config).to(device)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-5)
     blocks = encoder_module.transformer_blocks(unet)
-    more = {"y": torch.randn(batch, POOLED + TIMES, device=device, dtype=dtype)} if unet.num_classes else {}
+    more = {}
+    if (width := MODELS[plan.model]["adm_in_channels"]) is not None:
+        more["y"] = torch.randn(batch, width, device=device, dtype=dtype)
     x = torch.randn(batch, 4, plan.latent, plan.latent, device=device, dtype=dtype)
     text = torch.randn(batch, TEXT_TOKENS, config.context_width, device=device, dtype=dtype)
     states = torch.randn(batch, len(config.layers), config.tokens, config.tower_width, device=device)
@@ -84,14 +75,4 @@ def _steps(plan: Plan, batch: int) -> tuple[Callable[[], None], Callable[[], Non
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return plain, step
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    import torch
-
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return plain, step, device

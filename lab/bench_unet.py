@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
+
+from lab.inside import PACK
 
 SD15: dict[str, Any] = {
     "image_size": 32,
@@ -42,9 +45,22 @@ TINY: dict[str, Any] = {
     "channel_mult": [1, 2],
     "transformer_depth": [1, 1],
     "transformer_depth_output": [1, 1, 1, 1],
+    "context_dim": 32,
 }
-MODELS = {"sd15": SD15, "sdxl": SDXL, "tiny": TINY}  # tiny is for the bench's own test
-POOLED = 1280  # width of SDXL's pooled text
+TINY_XL: dict[str, Any] = {
+    **SDXL,
+    "model_channels": 64,
+    "num_res_blocks": [1, 1, 1],
+    "transformer_depth": [0, 1, 2],
+    "transformer_depth_middle": 2,
+    "transformer_depth_output": [0, 0, 1, 1, 2, 2],
+    "context_dim": 64,
+    "adm_in_channels": 32 + 6 * 256,
+}
+TINY_MODELS = {"tiny": TINY, "tinyxl": TINY_XL}  # for the bench's own test
+MODELS = {"sd15": SD15, "sdxl": SDXL, **TINY_MODELS}
+TIMES = 6 * 256  # of SDXL's y: six sizes, embedded
+POOLED = SDXL["adm_in_channels"] - TIMES  # the rest of y: the pooled text
 TEXT_TOKENS = 77
 
 
@@ -56,7 +72,7 @@ def random_unet(name: str) -> Any:
     from comfy import model_management
     from comfy.model_patcher import ModelPatcher
 
-    family = comfy.supported_models.SDXL if name == "sdxl" else comfy.supported_models.SD15
+    family = comfy.supported_models.SDXL if is_xl(name) else comfy.supported_models.SD15
     config = family(MODELS[name])
     device, types = model_management.get_torch_device(), config.supported_inference_dtypes
     dtype = model_management.unet_dtype(device=device, model_params=10**9, supported_dtypes=types)
@@ -64,13 +80,27 @@ def random_unet(name: str) -> Any:
     config.custom_operations = comfy.ops.manual_cast if config.manual_cast_dtype else comfy.ops.disable_weight_init
     model = config.get_model({}, "", device=device)
     torch.manual_seed(0)
-    for part, parameter in model.diffusion_model.named_parameters():
+    draw_weights(model.diffusion_model)
+    return ModelPatcher(model, load_device=device, offload_device=model_management.unet_offload_device())
+
+
+def draw_weights(network: Any) -> None:
+    """Weights that keep the size of what goes through them; biases of zero."""
+    for part, parameter in network.named_parameters():
+        parameter.requires_grad = False
         if parameter.ndim > 1:
             parameter.normal_(std=parameter[0].numel() ** -0.5)
         else:
             parameter.fill_(1.0 if part.endswith("weight") else 0.0)
-        parameter.requires_grad = False
-    return ModelPatcher(model, load_device=device, offload_device=model_management.unet_offload_device())
+
+
+def is_xl(name: str) -> bool:
+    return MODELS[name]["adm_in_channels"] is not None
+
+
+def pack(module: str) -> Any:
+    """A module of the method, of the one copy of the pack that is loaded."""
+    return importlib.import_module(f"{PACK}.dreamtuner_core.{module}")
 
 
 def random_text(name: str, seed: int) -> list[Any]:
@@ -78,5 +108,7 @@ def random_text(name: str, seed: int) -> list[Any]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    more = {"pooled_output": torch.randn(1, POOLED, generator=generator)} if MODELS[name]["adm_in_channels"] else {}
-    return [[torch.randn(1, TEXT_TOKENS, MODELS[name]["context_dim"], generator=generator), more]]
+    shape, more = MODELS[name], {}
+    if is_xl(name):
+        more["pooled_output"] = torch.randn(1, shape["adm_in_channels"] - TIMES, generator=generator)
+    return [[torch.randn(1, TEXT_TOKENS, shape["context_dim"], generator=generator), more]]
