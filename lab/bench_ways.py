@@ -34,7 +34,7 @@ def way_rows(bench: Bench) -> Iterator[dict[str, Any]]:
             q, k, v = (torch.randn(ROWS, tokens, channels, **like) for _ in range(3))
             k_r, v_r = (torch.randn(1, max(1, int(part * tokens)), channels, **like) for _ in range(2))
             heads = heads_of[channels]
-            exact = _dense(*(x.double() for x in (q, k, v, k_r, v_r)), heads)
+            exact = _dense(q.double(), k.double(), v.double(), k_r.double(), v_r.double(), heads)
             for name, way in {"plain": _plain, **WAYS}.items():
                 run = way(q, k, v, k_r, v_r, heads)
                 error = None if name == "plain" else float((run().double() - exact).abs().max())
