@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-LIMIT = 2 * 1024**3  # bytes kept for one subject, over all noise levels and models
+KEPT_RUNS = 4  # what so many runs in a row did not use is dropped
 
 
 class LayerFeatures(NamedTuple):
@@ -20,16 +21,23 @@ class LayerFeatures(NamedTuple):
     mask: Tensor
 
     def to(self, device: torch.device) -> LayerFeatures:
-        return LayerFeatures(*(x.to(device) for x in self))
+        """A copy on that device; from a GPU into pinned memory, from which it returns faster."""
+        return LayerFeatures(*(_moved(x, device) for x in self))
 
 
 Features = dict[Hashable, LayerFeatures]
-"""What one reference pass leaves, by layer."""
+"""The result of one reference pass, by layer."""
 
 
 def size(features: Features) -> int:
     """Bytes that the features take."""
     return sum(x.nbytes for layer in features.values() for x in layer)
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cpu" and x.device.type == "cuda":
+        return torch.empty_like(x, device=device, pin_memory=True).copy_(x)
+    return x.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass
@@ -38,26 +46,34 @@ class _Entry:
     device: torch.device
     last_run: int
 
+    def move(self, device: torch.device) -> None:
+        self.features = {layer: kept.to(device) for layer, kept in self.features.items()}
+        self.device = device
+
+
+_Place = tuple[dict[Hashable, _Entry], Hashable, _Entry]  # an entry, and where it is kept
+
 
 class ReferenceBank:
-    """The features of one subject by key, bounded in bytes.
+    """The features of references, by the latent x^r and by a key of everything else that they depend on.
 
-    A run visits its noise levels in turn, so dropping the level used longest ago would leave the next run nothing.
-    Only what neither this run nor the last one used makes room; when that is not enough, the new level is not kept.
+    The latent is held weakly: its features are freed with it. What KEPT_RUNS runs did not use is dropped.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self.limit = limit
-        self._entries: dict[Hashable, _Entry] = {}
+    def __init__(self) -> None:
+        self._by_latent: MutableMapping[Tensor, dict[Hashable, _Entry]] = WeakTensorKeyDictionary()
         self._run = 0
 
     def begin_run(self) -> None:
-        """Count runs, so that what has gone out of use can be told."""
+        """Count the runs, and drop what the last ones did not use."""
         self._run += 1
+        for entries in self._by_latent.values():
+            for key in [key for key, entry in entries.items() if entry.last_run < self._run - KEPT_RUNS]:
+                del entries[key]
 
-    def get(self, key: Hashable, device: torch.device) -> Features | None:
-        """The features of that key on that device, or None."""
-        entry = self._entries.get(key)
+    def get(self, latent: Tensor, key: Hashable, device: torch.device) -> Features | None:
+        """The features of that latent and key on that device, or None."""
+        entry = self._by_latent.get(latent, {}).get(key)
         if entry is None:
             return None
         entry.last_run = self._run
@@ -65,37 +81,58 @@ class ReferenceBank:
             return entry.features
         return {layer: kept.to(device) for layer, kept in entry.features.items()}
 
-    def put(self, key: Hashable, features: Features, device: torch.device) -> bool:
-        """Keep the features on that device, if there is room for them. True when kept."""
-        self._entries.pop(key, None)
-        needed = size(features)
-        for old in sorted(self._entries, key=lambda k: self._entries[k].last_run):
-            if self.nbytes() + needed <= self.limit or self._entries[old].last_run >= self._run - 1:
-                break
-            del self._entries[old]
-        if self.nbytes() + needed > self.limit:
-            return False
-        self._entries[key] = _Entry({layer: kept.to(device) for layer, kept in features.items()}, device, self._run)
-        return True
+    def put(self, latent: Tensor, key: Hashable, features: Features, device: torch.device) -> None:
+        """Keep the features on that device."""
+        entry = _Entry(features, device, self._run)
+        entry.move(device)
+        self._by_latent.setdefault(latent, {})[key] = entry
 
     def nbytes(self, device: torch.device | None = None) -> int:
         """Bytes kept, in all or on one device."""
-        return sum(size(e.features) for e in self._entries.values() if device in (None, e.device))
+        return sum(size(entry.features) for _, _, entry in self._entries() if device in (None, entry.device))
 
-    def move(self, source: torch.device, target: torch.device, amount: float = float("inf")) -> int:
-        """Move entries from one device to another until so many bytes are free. Returns the bytes freed."""
+    def move(
+        self, source: torch.device, target: torch.device, amount: float = float("inf"), unused: bool = False
+    ) -> int:
+        """Move entries to another device until so many bytes are free on the first. Returns the bytes freed.
+
+        unused: only those that neither this run nor the last one used.
+        """
         freed = 0
-        for entry in self._entries.values():
+        for _, _, entry in self._oldest(source, unused) if source != target else ():
             if freed >= amount:
                 break
-            if entry.device == source != target:
-                freed += size(entry.features)
-                entry.features = {layer: kept.to(target) for layer, kept in entry.features.items()}
-                entry.device = target
+            freed += size(entry.features)
+            entry.move(target)
+        return freed
+
+    def drop(self, device: torch.device, amount: float) -> int:
+        """Drop entries until so many bytes are free on that device. Returns the bytes freed.
+
+        Only those that neither this run nor the last one used: a run visits its noise levels in turn, so dropping the
+        level used longest ago would leave the next run nothing.
+        """
+        freed = 0
+        for entries, key, entry in self._oldest(device, unused=True):
+            if freed >= amount:
+                break
+            freed += size(entry.features)
+            del entries[key]
         return freed
 
     def clear(self) -> None:
-        self._entries.clear()
+        self._by_latent.clear()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(1 for _ in self._entries())
+
+    def _entries(self) -> Iterator[_Place]:
+        for entries in self._by_latent.values():
+            for key, entry in entries.items():
+                yield entries, key, entry
+
+    def _oldest(self, device: torch.device, unused: bool) -> list[_Place]:
+        """The entries on that device, the one used longest ago first."""
+        since = self._run - 1 if unused else self._run + 1
+        found = [place for place in self._entries() if place[2].device == device and place[2].last_run < since]
+        return sorted(found, key=lambda place: place[2].last_run)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .bank import ReferenceBank
 from .picture.framing import Square, on_white, resized
 from .picture.masks import box_of, what_is_marked, without_specks
 
@@ -29,7 +28,6 @@ class Subject:
     noise_seed: the reference's noise, drawn once on the CPU.
     encoding: what a subject encoder made of the picture (the host's rooms know its kind); None without one.
     views: other pictures of the same subject, each a subject of its own without views; all have the one encoding.
-    bank: the features already computed, kept between runs; keeper: what moves them when the host asks for memory.
     """
 
     picture: Tensor
@@ -37,8 +35,6 @@ class Subject:
     latent: Tensor
     caption: Any | None
     noise_seed: int = 0
-    bank: ReferenceBank = field(default_factory=ReferenceBank)
-    keeper: Any | None = None
     encoding: Any | None = None
     views: tuple[Subject, ...] = ()
 

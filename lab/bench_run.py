@@ -46,9 +46,10 @@ class Bench:
         """The rows "computed" and "kept" of one batch and foreground, and those of the peers."""
         subject = self.subject(foreground)
         patched = pack("host.apply").apply_subject(self.patcher, subject, WEIGHT)
+        kept_bank = pack("host.subject.memory").kept_features(patched).model
 
         def computed() -> None:
-            subject.bank.clear()
+            kept_bank.clear()
             self._run(patched, batch)
 
         def kept() -> None:  # always after `computed`, which fills the bank
@@ -67,8 +68,8 @@ class Bench:
                 "reference": name,
                 **rounds.row(name),
                 "floor": self._floor(batch, subject, name) if ours else None,
-                "levels_kept": len(subject.bank) if ours else 0,
-                "kept_mib": subject.bank.nbytes() / MIB if ours else 0.0,
+                "levels_kept": len(kept_bank) if ours else 0,
+                "kept_mib": kept_bank.nbytes() / MIB if ours else 0.0,
                 "latent": self.plan.latent,
                 "steps": self.plan.steps,
                 "dtype": self.dtype,
@@ -99,14 +100,11 @@ class Bench:
         import torch
 
         side = self.plan.latent * PIXELS
-        bank = pack("bank").ReferenceBank()
         return pack("subject").Subject(
             picture=torch.rand(1, side, side, 3),
             mask=None if foreground == 1 else disc(side, foreground),
             latent=torch.randn(self.latent.shape, generator=torch.Generator().manual_seed(0)),
             caption=self.texts[2],
-            bank=bank,
-            keeper=pack("host.subject.memory").BankKeeper(bank),
         )
 
     # --- the floor -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -26,8 +27,11 @@ def warn_when_merged(model: ModelPatcher) -> None:
 
 def _listen(model: ModelPatcher) -> None:
     """On this object alone; the host's class stays as it is."""
+    this = weakref.ref(model)  # a model that held itself would be freed only by the garbage collector
 
     def get_key_patches(filter_prefix: str | None = None) -> Any:
+        model = this()
+        assert model is not None
         settings = model.get_attachment(KEY)
         if filter_prefix == WEIGHTS and settings is not None and (settings.subjects or settings.encoders):
             warn(LOST)

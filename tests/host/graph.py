@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from dreamtuner_pack.dreamtuner_core.bank import ReferenceBank
-from dreamtuner_pack.dreamtuner_core.host.subject.memory import BankKeeper
+from dreamtuner_pack.dreamtuner_core.bank import Features, size
+from dreamtuner_pack.dreamtuner_core.host.subject.memory import kept_features
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.reference_guidance import ReferenceGuidance
 from dreamtuner_pack.nodes.self_subject_attention import ApplySelfSubjectAttention
@@ -48,16 +48,23 @@ def subject(
     """A subject as Encode Subject Image would give it, of random latents."""
     draw = torch.Generator().manual_seed(seed)
     height, width = size
-    bank = ReferenceBank()
     return Subject(
         picture=torch.rand(1, 8 * height, 8 * width, 3, generator=draw),
         mask=mask,
         latent=5.0 * torch.randn(1, 4, height, width, generator=draw),
         caption=text(family, seed + 1, tokens=33) if captioned else None,
         noise_seed=noise_seed,
-        bank=bank,
-        keeper=BankKeeper(bank),
     )
+
+
+def kept(model: ModelPatcher, one: Subject, device: torch.device | None = None) -> list[Features]:
+    """The features that are kept of the subject for this model, in all or on one device."""
+    entries = kept_features(model).model._by_latent.get(one.latent, {}).values()
+    return [entry.features for entry in entries if device in (None, entry.device)]
+
+
+def kept_bytes(model: ModelPatcher, one: Subject, device: torch.device | None = None) -> int:
+    return sum(map(size, kept(model, one, device)))
 
 
 def attend(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from dreamtuner_pack.dreamtuner_core.bank import ReferenceBank
 from dreamtuner_pack.dreamtuner_core.host import fingerprint
 from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
 from dreamtuner_pack.dreamtuner_core.saved_subject import OwnedSubject, Rights
@@ -38,7 +37,7 @@ def texts(family: str) -> tuple[list, list]:
 @pytest.mark.parametrize("guided", [False, True])
 def test_one_picture_twice_is_that_picture(family: str, guided: bool) -> None:
     one = subject(family, soft_mask())
-    whole = combine(one, replace(one, bank=ReferenceBank(), keeper=None))
+    whole = combine(one, replace(one))
     model = guide(shared_model(family)) if guided else shared_model(family)
     wanted = sample(attend(model, one), *texts(family))
     assert difference(sample(attend(model, whole), *texts(family)), wanted) < 1e-5

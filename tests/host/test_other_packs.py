@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 from families import text
-from graph import attend, empty_latent, guide, hard_mask, sample, shared_model, soft_mask, subject
+from graph import attend, empty_latent, guide, hard_mask, kept, sample, shared_model, soft_mask, subject
 from test_stacking import use
 from test_subject_encoder import bring, coarse_subject, folder  # noqa: F401  (its files)
 from torch import Tensor
@@ -101,9 +101,9 @@ def test_frames_with_a_motion_model(ours_first: bool) -> None:
     frames = draw(patched, FRAMES)
     assert not torch.allclose(frames, draw(animated(model), FRAMES), rtol=1e-2)
     draw(attend(model, bare))
-    kept, expected = ([entry.features for entry in s.bank._entries.values()] for s in (one, bare))
-    assert len(kept) == len(expected) == 2
-    for found, alone in zip(kept, expected):
+    of_frames, expected = kept(model, one), kept(model, bare)
+    assert len(of_frames) == len(expected) == 2
+    for found, alone in zip(of_frames, expected):
         assert all(torch.equal(a, b) for layer in alone for a, b in zip(found[layer], alone[layer]))
     unet = model.model.diffusion_model
     assert [len(unet.input_blocks[1]), len(unet.middle_block)] == blocks

@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.host.subject import memory
 from families import text, tiny_model
-from graph import LATENT, attend, guide, hard_mask, sample, soft_mask, subject
+from graph import LATENT, attend, guide, hard_mask, kept_bytes, sample, soft_mask, subject
 from second_device import CPU, META, OnSecondDevice, SecondDevice
 from test_stacking import PATCHES
 from torch import Tensor, nn
@@ -115,45 +115,45 @@ def test_features_are_the_hosts_to_ask_back(card: Card, monkeypatch: pytest.Monk
     card.total = 1.1 * model.model_size() + 3 * MIB
     monkeypatch.setattr(model.model, "memory_required", lambda *_, **__: 0.1 * MIB)
     drawing = attend(model, shown)
-    card.models = [drawing, encoder, shown.keeper]
+    card.models = [drawing, encoder, memory.kept_features(model)]
     with SecondDevice():
         management.load_models_gpu([encoder])
         sample(drawing, text("sd1", 1), text("sd1", 2))
-        assert shown.bank.nbytes(META) > 0
-        assert card.lists(shown.keeper)
+        assert kept_bytes(model, shown, META) > 0
+        assert card.lists(memory.kept_features(model))
         management.free_memory(card.total, META)
-    assert shown.bank.nbytes(META) == 0
-    assert shown.bank.nbytes(CPU) > 0
+    assert kept_bytes(model, shown, META) == 0
+    assert kept_bytes(model, shown, CPU) > 0
 
 
 def test_telling_the_host_pushes_nothing_out(card: Card) -> None:
     model, shown = tiny_model("sd1"), subject()
     drawing = attend(model, shown)
-    card.models = [drawing, shown.keeper]
+    card.models = [drawing, memory.kept_features(model)]
     with SecondDevice():
         sample(drawing, text("sd1", 1), text("sd1", 2))
-        kept = shown.bank.nbytes(META)
+        kept = kept_bytes(model, shown, META)
         card.total = model.model_size() + kept + 0.3 * MIB  # just what both and the host's own reserve take
-        memory.announce([shown.keeper])
-        assert (drawing.loaded_size(), shown.bank.nbytes(META)) == (model.model_size(), kept)
+        memory.kept_features(model).announce()
+        assert (drawing.loaded_size(), kept_bytes(model, shown, META)) == (model.model_size(), kept)
 
 
 def test_what_is_kept_leaves_the_run_its_memory(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
     model, shown, left = tiny_model("sd1"), subject(), []
     monkeypatch.setattr(model.model, "memory_required", lambda *_, **__: 1.0 * MIB)
     drawing = attend(model, shown)
-    card.models = [drawing, shown.keeper]
+    card.models = [drawing, memory.kept_features(model)]
     card.total = 1.1 * model.model_size() + 2 * MIB
-    keep = memory.BankKeeper.keep
+    keep = memory.KeptFeatures.keep
 
     def noted(self: Any, *told: Any) -> bool:
         kept = keep(self, *told)
         left.append(card.free())
         return kept
 
-    monkeypatch.setattr(memory.BankKeeper, "keep", noted)
+    monkeypatch.setattr(memory.KeptFeatures, "keep", noted)
     with SecondDevice():
         sample(drawing, text("sd1", 1), text("sd1", 2), steps=20)
     assert min(left) >= 1.5 * MIB, "what the host takes for cond and uncond in one batch"
-    assert shown.bank.nbytes(META) > 0
-    assert shown.bank.nbytes(CPU) > 0
+    assert kept_bytes(model, shown, META) > 0
+    assert kept_bytes(model, shown, CPU) > 0

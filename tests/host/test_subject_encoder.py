@@ -319,7 +319,7 @@ def test_anothers_encoder_is_not_in_a_subjects_reference(monkeypatch: pytest.Mon
 def test_another_file_is_another_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = shared_model("sd1"), fresh()
     draw(bring(attend(model, seen), seen))
-    other = replace(seen, encoding=coarse_subject("CLIP").encoding)  # the same bank
+    other = replace(seen, encoding=coarse_subject("CLIP").encoding)  # the same latent
     with counted_passes(monkeypatch) as computed:
         drawn = draw(bring(attend(model, other), other))
     assert computed

@@ -202,7 +202,3 @@ def test_the_foreground_is_everything_without_a_mask() -> None:
     half = torch.zeros(1, 64, 64)
     half[:, :, 32:] = 1
     assert subject(0, half).foreground(2, 2).tolist() == [0, 1, 0, 1]
-
-
-def test_each_subject_has_its_own_bank() -> None:
-    assert subject(0).bank is not subject(0).bank

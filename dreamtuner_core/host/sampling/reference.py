@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -123,10 +123,9 @@ def _no_pooled_text(model: comfy.model_base.BaseModel, height: int, width: int, 
 
 
 class FeaturesKey(NamedTuple):
-    """Everything that the features depend on. A subject that is a changed copy of another may share its bank."""
+    """Everything that the features depend on, but the model and the latent: see subject/memory."""
 
     subject: Hashable
-    model: weakref.ref
     weights: Hashable
     hooks: Hashable
     objects: Hashable
@@ -152,11 +151,11 @@ def features_key(
     injections = sorted(patcher.injections.items())
     return FeaturesKey(
         (
-            *map(_Same, (subject.latent, subject.mask, subject.caption)),
+            _Same(subject.mask),
+            _Same(subject.caption),
             subject.noise_seed,
             subject.picture.shape,  # SDXL reads it
         ),
-        weakref.ref(patcher.model),
         _weights(patcher),
         tuple((hook.hook_ref, hook.strength) for hook in hooks),
         (
@@ -188,13 +187,17 @@ def _of_lora(patch: tuple) -> Hashable:
 
 
 class _Same:
-    """Equal only to the very same object, and keeps it alive so that its id is not given again."""
+    """Equal only to the very same living object. Held weakly where Python can; else kept alive, as lists are."""
 
     def __init__(self, thing: object) -> None:
-        self.thing = thing
+        self.id = id(thing)
+        try:
+            self.thing: Callable[[], object | None] = weakref.ref(thing)
+        except TypeError:
+            self.thing = lambda: thing
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.thing is other.thing
+        return isinstance(other, _Same) and self.id == other.id and self.thing() is other.thing()
 
     def __hash__(self) -> int:
-        return id(self.thing)
+        return self.id

@@ -8,7 +8,7 @@ wrapper makes the run's state and hangs more wrappers on this run alone, from th
 - APPLY_MODEL, before any other pack's: who is who in this call, what is read, and the reference pass, alone;
 - DIFFUSION_MODEL, after any other pack's: each self-attention is claimed at the last moment, around what stands there.
 
-Nothing of it outlives the run but the kept features, which belong to the subject.
+Nothing of it outlives the run but the kept features (subject/memory).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ..options import (
 from ..progress import warn
 from ..rows import UNKNOWN, Batch, Row, rows_of_call
 from ..settings import KEY, Settings
-from ..subject.memory import announce
+from ..subject.memory import kept_features
 from ..subject.rights import tell_rights_of_run
 from ..unet import self_attentions
 from .guided import GuidedStep, draw_step, predict_toward_reference
@@ -81,7 +81,7 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
         made = executor(*args, **kwargs)
     finally:
         guider.model_options = options
-        announce([a.subject.keeper for a in subjects if a.subject.keeper is not None])
+        run.kept.announce()
     run.warn_if_unread()
     return made
 
@@ -116,8 +116,8 @@ class Run:
         self.conditions: dict[int, dict[str, Tensor]] = {}
         self.channels: dict[Hashable, LogWeightChannels] = {}
         self.newest: dict[tuple[int, FeaturesKey], Features] = {}
-        for bank in {id(a.subject.bank): a.subject.bank for a in settings.subjects}.values():
-            bank.begin_run()
+        self.kept = kept_features(guider.model_patcher)
+        self.kept.begin_run()
 
     def join(self, options: Options) -> None:
         """Hang the run's wrappers on its transformer_options."""
@@ -247,15 +247,14 @@ class Run:
         encoders = self.active_encoders(sigma, subject)
         strengths = [(e.encoding, e.strength) for e in encoders]
         key = features_key(patcher, subject, self.layers, level, float(timestep), strengths)
-        found = self.newest.get((i, key)) or subject.bank.get(key, device)
+        found = self.newest.get((i, key)) or self.kept.model.get(subject.latent, key, device)
         if found is None:
             if i not in self.conditions:
                 self.conditions[i] = text_conditions(patcher, subject, device)
             conditions = self.conditions[i]
             with alone(patcher):
                 found = reference_features(patcher.model, subject, conditions, self.layers, level, timestep, encoders)
-            if subject.keeper is not None:
-                subject.keeper.keep(key, found, self.reserve)
+            self.kept.keep(subject.latent, key, found, self.reserve)
         self.newest = {k: kept for k, kept in self.newest.items() if k[1].timestep == key.timestep} | {(i, key): found}
         return found
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...bank import ReferenceBank
 from ...picture.hints import hints
 from ...picture.light import measured, mended, subject_pixels
 from ...picture.masks import PRESENT, without_specks
@@ -16,7 +15,6 @@ from ...ranges import check_choice, check_number
 from ...subject import Subject, frame, subject_mask
 from ..encoder.load import LoadedEncoder, encode_picture
 from . import find
-from .memory import BankKeeper
 
 AUTO = 0  # the resolution that the family was trained on
 RESOLUTIONS = {768: 512, 1024: 768, 2048: 1024, 1280: 1024}  # by the width of its texts: SD1, SD2, SDXL and its refiner
@@ -71,9 +69,8 @@ def encode_subject(
         raise ValueError(
             "the VAE made values that are no numbers (NaN or infinity); run it in fp32, or take another VAE."
         )
-    bank = ReferenceBank()
     encoding = None if subject_encoder is None else encode_picture(subject_encoder, picture)
-    subject = Subject(picture, framed_mask, latent, caption, noise_seed, bank, BankKeeper(bank), encoding)
+    subject = Subject(picture, framed_mask, latent, caption, noise_seed, encoding)
     notes += hints(image, mask, picture, framed_mask)
     return Encoded(subject, preview(image, mask, picture), notes)
 

@@ -1,4 +1,4 @@
-"""The kept features as the host's own model management sees them: one more thing that it may move or unload."""
+"""The kept features, as the host's own memory management sees them: one more thing that it may move or unload."""
 
 from __future__ import annotations
 
@@ -7,32 +7,64 @@ from collections.abc import Hashable
 import comfy.model_management
 import comfy.model_patcher
 import torch
+from torch import Tensor
 
 from ...bank import Features, ReferenceBank, size
 
+ATTRIBUTE = "dreamtuner_features"  # of the host's model, which owns what is kept for it
+SHARE = 0.25  # of a device's free memory, for the features of all models and subjects together
 
-class BankKeeper(comfy.model_patcher.ModelPatcher):
-    """Stands for a ReferenceBank among the host's loaded models.
 
-    Features are kept on the U-Net's device while there is room. When the host asks for memory they go where the host
+class KeptFeatures(comfy.model_patcher.ModelPatcher):
+    """The features that one model has computed, of all subjects: a ReferenceBank among the host's loaded models.
+
+    They are kept on the U-Net's device while there is room. When the host asks for memory they go where the host
     offloads weights to; where that is the same device (no GPU), an unload drops them. All that it has to load is
     loaded: the host never makes room for it.
     """
 
-    def __init__(self, bank: ReferenceBank) -> None:
-        self.load_device = comfy.model_management.get_torch_device()  # older hosts ask for the size at once
-        super().__init__(bank, self.load_device, comfy.model_management.unet_offload_device())
+    model: ReferenceBank
 
-    def keep(self, key: Hashable, features: Features, reserve: float) -> bool:
-        """Put features into the bank on the best device that has room for them. True when kept.
+    def __init__(self, load_device: torch.device, offload_device: torch.device) -> None:
+        self.load_device = load_device  # older hosts ask for the size at once
+        super().__init__(ReferenceBank(), load_device, offload_device)
+
+    def begin_run(self) -> None:
+        """Count the runs for all models' features, so that those of a model that is not used any more are dropped."""
+        for kept in self._all():
+            kept.model.begin_run()
+
+    def keep(self, latent: Tensor, key: Hashable, features: Features, reserve: float) -> bool:
+        """Keep the features of that latent and key on the best device that has room for them. True when kept.
 
         reserve: bytes that are left free.
         """
         needed = size(features)
         for device in dict.fromkeys((self.load_device, self.offload_device)):
-            if self._free_memory(device) > needed + reserve:
-                return self.model.put(key, features, device)
+            if self._make_room(device, needed, reserve):
+                self.model.put(latent, key, features, device)
+                return True
         return False
+
+    def _make_room(self, device: torch.device, needed: int, reserve: float) -> bool:
+        """True where so many bytes fit into the share of the device's memory, when what is not used has left it."""
+        everything = self._all()
+        kept = sum(each.model.nbytes(device) for each in everything)
+        over = kept + needed - SHARE * (kept + self._free_memory(device) - reserve)
+        for each in everything:
+            if over > 0:
+                over -= each._leave(device, over)
+        return over <= 0
+
+    def _leave(self, device: torch.device, amount: float) -> int:
+        if device == self.offload_device:
+            return self.model.drop(device, amount)
+        return self.model.move(device, self.offload_device, amount, unused=True)
+
+    def _all(self) -> list[KeptFeatures]:
+        """Of all models that the host lists, this model's last: those of the others make room first."""
+        listed = (loaded.model for loaded in comfy.model_management.current_loaded_models)
+        return [*(model for model in listed if isinstance(model, KeptFeatures) and model is not self), self]
 
     def _free_memory(self, device: torch.device) -> float:
         """Of a GPU the newest hosts count, too, what the weights that they stream would make room for."""
@@ -68,11 +100,18 @@ class BankKeeper(comfy.model_patcher.ModelPatcher):
             self.model.move(self.load_device, self.offload_device)
         return self.model
 
+    def announce(self) -> None:
+        """Tell the host of these features, so that it knows what it can ask back.
 
-def announce(keepers: list[BankKeeper]) -> None:
-    """Tell the host of these features, so that it knows what it can ask back.
+        After a run: what it loads for one may push out what it was told of before.
+        """
+        if self.loaded_size():
+            comfy.model_management.load_models_gpu([self])
 
-    After a run: what it loads for one may push out what it was told of before.
-    """
-    if loaded := [keeper for keeper in keepers if keeper.loaded_size()]:
-        comfy.model_management.load_models_gpu(loaded)
+
+def kept_features(patcher: comfy.model_patcher.ModelPatcher) -> KeptFeatures:
+    """What is kept for this model: one for all clones of the patcher, freed with the model."""
+    model = patcher.model
+    if not hasattr(model, ATTRIBUTE):
+        setattr(model, ATTRIBUTE, KeptFeatures(patcher.load_device, patcher.offload_device))
+    return getattr(model, ATTRIBUTE)

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 
-from ...bank import ReferenceBank
 from ...saved_subject import OwnedSubject, Rights, SavedSubject, from_file, saved, to_file
 from ...subject import Subject
 from ...texts import checked_name, shown
@@ -18,7 +17,6 @@ from .. import fingerprint
 from ..encoder.load import LoadedEncoder, SubjectEncoding
 from ..files import SUFFIX, ModelFolder, file_hash, read, write
 from ..tuning.files import TuningFiles
-from .memory import BankKeeper
 from .rights import NO_RIGHTS
 
 SUBJECTS = ModelFolder("subjects")
@@ -81,16 +79,13 @@ def load_subject(name: str, encoder: LoadedEncoder | None = None) -> tuple[Owned
 
 
 def _picture(content: SavedSubject) -> dict[str, Any]:
-    """One picture of a subject, by the names of Subject, with nothing kept of it yet."""
-    bank = ReferenceBank()
+    """One picture of a subject, by the names of Subject."""
     return {
         "picture": content.picture,
         "mask": content.mask,
         "latent": content.latent,
         "caption": content.caption and [[content.caption[0], {"pooled_output": content.caption[1]}]],
         "noise_seed": content.noise_seed,
-        "bank": bank,
-        "keeper": BankKeeper(bank),
     }
 
 

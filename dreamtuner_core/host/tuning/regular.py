@@ -16,13 +16,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...bank import ReferenceBank
 from ...subject import Subject
 from .. import fingerprint
 from ..apply import with_encoder, with_settings, with_subject
 from ..files import read, write
 from ..settings import KEY, AppliedEncoder, AppliedSubject, Settings
-from ..subject.memory import BankKeeper
 from .files import regular_folder
 
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 5.0, "dpmpp_2m", "karras"
@@ -105,8 +103,7 @@ def _resembling(model: ModelPatcher, subject: Subject) -> ModelPatcher:
     """
 
     def unmasked(applied: AppliedSubject) -> AppliedSubject:
-        bank = ReferenceBank()
-        return replace(applied, subject=replace(applied.subject, mask=None, bank=bank, keeper=BankKeeper(bank)))
+        return replace(applied, subject=replace(applied.subject, mask=None))
 
     settings = model.get_attachment(KEY)
     if settings is None or not settings.subjects:

@@ -16,6 +16,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...subject import Subject
 from ...tuning.config import TuningConfig
+from ..subject.memory import kept_features
 from .files import steps_of
 from .job import Job
 from .pairs import make_pairs
@@ -63,7 +64,9 @@ def is_done(job: Job) -> bool:
 def train(job: Job) -> None:
     """Take the steps that are missing, and write the files. What was learned outlives any end of it."""
     try:
-        with Training(job, make_pairs(job)) as training:
+        pairs = make_pairs(job)
+        kept_features(job.model).model.clear()  # training needs the memory more
+        with Training(job, pairs) as training:
             try:
                 training.run()
             except BaseException as error:
