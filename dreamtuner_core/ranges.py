@@ -8,7 +8,7 @@ from typing import Any
 
 from .texts import shown
 
-LONGEST = 40  # characters of a stranger's value in a sentence
+LONGEST, LONGEST_LIST = 40, 120  # characters of a stranger's value, and of the known ones, in a sentence
 
 
 def check_number(name: str, value: Any, low: float, high: float, whole: bool = False, usual: str = "") -> None:
@@ -26,7 +26,7 @@ def check_number(name: str, value: Any, low: float, high: float, whole: bool = F
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     """Raise ValueError, in one sentence, for a text that is none of the known ones."""
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, but is {_said(value)}.")
+        raise ValueError(f"{name} must be one of {shown(', '.join(known), LONGEST_LIST)}, but is {_said(value)}.")
 
 
 def check_switch(name: str, value: Any) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .ranges import check_choice, check_number
+from .texts import checked_text
 
 MOST_LINES = 64
 MOST_WEIGHT = 100.0
+MOST_STEPS, MOST_CFG = 10_000, 100.0
 SEEDS = ("same", "counting up")
 
 
@@ -38,6 +40,8 @@ class StoryboardConfig:
             check_number(name, getattr(self, name), 0, MOST_WEIGHT, usual="; 1 to 3 is usual")
         check_number("seed", self.seed, 0, 2**64 - 1, whole=True)
         check_choice("seeds", self.seeds, SEEDS)
+        check_number("steps", self.steps, 1, MOST_STEPS, whole=True)
+        check_number("cfg", self.cfg, 0, MOST_CFG)
 
     def seed_of(self, i: int) -> int:
         """The seed of the i-th line."""
@@ -51,6 +55,8 @@ def story(prompts: str, always: str, names: str, subjects: int) -> list[Line]:
     them and a colon ("hero, cat: on a roof") has those in it, any other line has all. subjects: how many are linked.
     Raises ValueError, in one sentence, for no line, too many, and names that do not fit.
     """
+    for what, text in (("prompts", prompts), ("always", always), ("names", names)):
+        checked_text(what, text)
     known = _parts(names)
     if len(known) > subjects or len(set(known)) < len(known):
         raise ValueError(f"names must list {subjects} different names or fewer, one a subject, but is '{names}'.")

@@ -6,10 +6,13 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..dreamtuner_core.host.scoring.score import Towers, score_pictures, tell_figures
+from ..dreamtuner_core.ranges import check_choice, check_number
 from ..dreamtuner_core.scoring.scores import Limits
+from ..dreamtuner_core.texts import checked_text
 from .common import CATEGORY, SubjectSocket, named_errors
 
-PASS_THE_BEST, STOP = "pass the best", "stop"
+ON_FAIL = PASS_THE_BEST, STOP = ("pass the best", "stop")
+MOST_KEPT = 4096
 
 
 class ScorePictures(io.ComfyNode):
@@ -46,13 +49,15 @@ class ScorePictures(io.ComfyNode):
                     "model", optional=True, tooltip="The checkpoint that drew them, where there is no clip_vision."
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="That checkpoint's VAE."),
-                io.Int.Input("keep", default=1, min=1, max=4096, optional=True, tooltip="How many are given as best."),
+                io.Int.Input(
+                    "keep", default=1, min=1, max=MOST_KEPT, optional=True, tooltip="How many are given as best."
+                ),
                 _threshold("min_likeness", "Least likeness, a cosine: about 0.6 with DINOv2, 0.8 with CLIP; 0 is off."),
                 _threshold("min_text", "Least text match, a cosine: about 0.25; 0 is off."),
                 _threshold("min_sharpness", "Least sharpness; 1 is as crisp as the reference, 0 is off."),
                 io.Combo.Input(
                     "on_fail",
-                    options=[PASS_THE_BEST, STOP],
+                    options=list(ON_FAIL),
                     default=PASS_THE_BEST,
                     optional=True,
                     tooltip="Where too few pass: fill up with the best of the rest, or give those that passed alone "
@@ -87,6 +92,9 @@ class ScorePictures(io.ComfyNode):
         on_fail=PASS_THE_BEST,
     ) -> io.NodeOutput:
         with named_errors("Score Pictures"):
+            check_number("keep", keep, 1, MOST_KEPT, whole=True)
+            check_choice("on_fail", on_fail, ON_FAIL)
+            checked_text("text", text)
             limits = Limits(min_likeness, min_text, min_sharpness)
             gate = score_pictures(images, subject, Towers(clip_vision, clip, text, model, vae), limits)
         best = (gate.order if on_fail == PASS_THE_BEST else gate.accepted)[:keep]

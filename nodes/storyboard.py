@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import comfy.samplers
-import torch
 from comfy_api.latest import io
 
-from ..dreamtuner_core.host.storyboard import Storyboard
-from ..dreamtuner_core.storyboard import MOST_WEIGHT, SEEDS, StoryboardConfig, story
+from ..dreamtuner_core.host.storyboard import LARGEST, SMALLEST, Storyboard, blank
+from ..dreamtuner_core.storyboard import MOST_CFG, MOST_STEPS, MOST_WEIGHT, SEEDS, StoryboardConfig, story
 from .common import CATEGORY, SubjectSocket, named_errors, schema
 
 DEFAULT = StoryboardConfig()
@@ -16,6 +15,7 @@ DEFAULT = StoryboardConfig()
 class DrawStoryboard(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        side = {"min": SMALLEST, "max": LARGEST, "step": 8, "tooltip": "Of each picture, in pixels."}
         weight = {"min": 0.0, "max": MOST_WEIGHT, "step": 0.1}
         return schema(
             search_aliases=["story", "comic", "consistent character", "sequence"],
@@ -67,9 +67,11 @@ class DrawStoryboard(io.ComfyNode):
                     default=DEFAULT.seeds,
                     tooltip="Whether all lines share the seed, or each line's is one higher.",
                 ),
-                io.Int.Input("steps", default=DEFAULT.steps, min=1, max=10000, tooltip="Sampling steps of a picture."),
+                io.Int.Input(
+                    "steps", default=DEFAULT.steps, min=1, max=MOST_STEPS, tooltip="Sampling steps of a picture."
+                ),
                 io.Float.Input(
-                    "cfg", default=DEFAULT.cfg, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="As in KSampler."
+                    "cfg", default=DEFAULT.cfg, min=0.0, max=MOST_CFG, step=0.1, round=0.01, tooltip="As in KSampler."
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -83,8 +85,8 @@ class DrawStoryboard(io.ComfyNode):
                     default=DEFAULT.scheduler,
                     tooltip="As in KSampler.",
                 ),
-                io.Int.Input("width", default=512, min=64, max=16384, step=8, tooltip="Of each picture, in pixels."),
-                io.Int.Input("height", default=512, min=64, max=16384, step=8, tooltip="Of each picture, in pixels."),
+                io.Int.Input("width", default=512, **side),
+                io.Int.Input("height", default=512, **side),
                 io.Latent.Input("latent", optional=True, tooltip="Instead of width and height; one, not a batch."),
                 *(
                     SubjectSocket.Input(f"subject_{i}", optional=True, tooltip="Another one who is in the story.")
@@ -113,6 +115,6 @@ class DrawStoryboard(io.ComfyNode):
             others = [more.pop(name, None) for name in ("subject_2", "subject_3", "subject_4")]
             subjects = [subject, *(other for other in others if other is not None)]
             lines = story(prompts, always, names, len(subjects))
-            latent = latent or {"samples": torch.zeros(1, 4, height // 8, width // 8)}
+            latent = latent or blank(width, height)
             storyboard = Storyboard(model, clip, vae, subjects, negative, latent, lines, StoryboardConfig(**more))
             return io.NodeOutput(*storyboard.draw(cls.hidden.unique_id))

@@ -72,10 +72,10 @@ def apply_guidance(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
 
 
 def _check_range(start: float, end: float) -> None:
-    if not 0 <= start <= end <= 1:
-        raise ValueError(
-            f"start_percent must not lie after end_percent, both in 0..1, but they are {start:g} and {end:g}."
-        )
+    check_number("start_percent", start, 0, 1)
+    check_number("end_percent", end, 0, 1)
+    if start > end:
+        raise ValueError(f"start_percent must not lie after end_percent, but they are {start:g} and {end:g}.")
 
 
 def _check_family(model: ModelPatcher, encoder: LoadedEncoder) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.sample
+import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
@@ -20,6 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..picture.sheet import Cell, as_image, as_tensor, contact_sheet
+from ..ranges import check_choice, check_number
 from ..storyboard import Line, StoryboardConfig, previous_of
 from ..subject import Subject
 from .apply import apply_subject
@@ -31,6 +33,14 @@ from .subject.rights import tell_rights_of_run
 
 LIMIT = 256 * 1024**2  # bytes of latents kept for one model: some thousand pictures of 1024 pixels
 COLUMNS = 4  # of the sheet
+SMALLEST, LARGEST = 64, 16384  # pixels of a picture's side
+
+
+def blank(width: int, height: int) -> dict[str, Any]:
+    """An empty LATENT for a picture of that size in pixels."""
+    for name, side in (("width", width), ("height", height)):
+        check_number(name, side, SMALLEST, LARGEST, whole=True)
+    return {"samples": torch.zeros(1, 4, height // 8, width // 8)}
 
 
 class KeptLatents:
@@ -73,8 +83,11 @@ class Storyboard:
     def draw(self, node_id: str | None = None) -> tuple[Tensor, Tensor]:
         """The pictures [lines, H, W, 3] in 0..1, and a sheet of them [1, H', W', 3]. Lines drawn before are kept.
 
-        Raises ValueError, in one sentence, for a model that cannot read the subjects, or a batch of latents.
+        Raises ValueError, in one sentence, for a model that cannot read the subjects, a batch of latents, or a sampler
+        that the host does not know.
         """
+        check_choice("sampler_name", self.config.sampler_name, comfy.samplers.SAMPLER_NAMES)
+        check_choice("scheduler", self.config.scheduler, comfy.samplers.SCHEDULER_NAMES)
         if (batch := self.latent["samples"].shape[0]) != 1:
             raise ValueError(f"expected one latent, but got a batch of {batch}; each line is one picture.")
         tell_rights_of_run(self.subjects)  # of a line that is kept as well
