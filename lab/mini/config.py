@@ -83,7 +83,7 @@ PRESETS = {
         num_head_channels=32,
         context_dim=128,
         text_layers=2,
-        steps=6_500,
+        steps=9_000,
         controlnet_steps=600,
         batch=32,
     ),
