@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import field, fields
 from numbers import Integral, Real
 from typing import Any
 
 from .texts import shown
 
 LONGEST, LONGEST_LIST = 40, 120  # characters of a stranger's value, and of the known ones, in a sentence
+
+
+def setting(default: Any, tooltip: str = "", **limits: Any) -> Any:
+    """A field of a dataclass of settings, with all that is known of it. tooltip: of the node's input of that name.
+
+    limits: low and high, its range; options, its choices; step, of the page's widget.
+    """
+    return field(default=default, metadata={"tooltip": tooltip, **limits})
+
+
+def check_settings(config: Any) -> None:
+    """Raise ValueError, in one sentence, for a field of another kind than its default, or outside its limits."""
+    for item in fields(config):
+        value, limits = getattr(config, item.name), item.metadata
+        if "options" in limits:
+            check_choice(item.name, value, limits["options"])
+        elif isinstance(item.default, bool):
+            check_switch(item.name, value)
+        elif "low" in limits:
+            check_number(item.name, value, limits["low"], limits["high"], whole=isinstance(item.default, int))
 
 
 def check_number(name: str, value: Any, low: float, high: float, whole: bool = False, usual: str = "") -> None:

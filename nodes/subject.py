@@ -8,7 +8,7 @@ from ..dreamtuner_core.host.subject.encode import AUTO, FIND, LARGEST, LIGHT, MA
 from ..dreamtuner_core.host.subject.find import KEEP, MOST_GROWTH, find_and_show
 from ..dreamtuner_core.host.subject.rights import NO_RIGHTS, checked_rights, rights_notes
 from ..dreamtuner_core.picture.find_subject import THRESHOLD
-from ..dreamtuner_core.saved_subject import owned
+from ..dreamtuner_core.rights import owned
 from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, advanced, named_errors, rights_inputs, shown
 
 

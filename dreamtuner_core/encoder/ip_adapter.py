@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import Attention, softmax_attention
@@ -128,7 +129,8 @@ class ImageProjection(nn.Module):
         self.shape = (config.tokens, config.context_width)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        return self.norm(self.proj(embedding).unflatten(-1, self.shape))
+        tokens, _ = self.shape
+        return self.norm(rearrange(self.proj(embedding), "b (tokens c) -> b tokens c", tokens=tokens))
 
 
 class Resampler(nn.Module):

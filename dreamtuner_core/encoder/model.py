@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -138,8 +139,8 @@ class SubjectEncoder(nn.Module):
 
     def tokens(self, states: Tensor) -> Tensor:
         """SE(r): the tower's hidden states [B, L, T, W], in the order of config.layers -> [B, T, C]."""
-        h = F.layer_norm(states, states.shape[-1:])  # [B, L, T, W]
-        h = h.transpose(1, 2).flatten(2)  # [B, T, L W]
+        h = F.layer_norm(states, states.shape[-1:])
+        h = rearrange(h, "b layers t w -> b t (layers w)")
         for block in self.res_blocks:
             h = block(h)
         return self.norm(h)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,7 +90,7 @@ class ImageTower(nn.Module):
         h = 2 * pictures - 1
         for convolution in self.stem:
             h = F.gelu(convolution(h))  # [B, w, side / 2^i, side / 2^i]
-        h = self.project(h.flatten(2).transpose(1, 2))  # [B, T, W]
+        h = self.project(rearrange(h, "b w rows columns -> b (rows columns) w"))  # [B, T, W]
         return h + self.position.weight.to(h)
 
 
@@ -107,6 +108,6 @@ class TowerLayer(nn.Module):
         self.fc2 = operations.Linear(4 * width, width, **kind)
 
     def forward(self, h: Tensor) -> Tensor:
-        q, k, v = self.to_qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, d]
-        h = h + self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = rearrange(self.to_qkv(self.norm1(h)), "b t (qkv heads d) -> qkv b heads t d", qkv=3, heads=self.heads)
+        h = h + self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads t d -> b t (heads d)"))
         return h + self.fc2(F.gelu(self.fc1(self.norm2(h))))

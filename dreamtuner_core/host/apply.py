@@ -44,7 +44,8 @@ def apply_subject(
     for picture in subject.pictures():
         check_fit(model, picture)
     region = None if region is None else _checked_region(region)
-    return with_subject(model, AppliedSubject(subject, weight, start, end, region, negative_weight))
+    applied = AppliedSubject(subject, weight, start, end, region=region, negative_weight=negative_weight)
+    return with_subject(model, applied)
 
 
 def apply_encoder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +14,20 @@ from .encoder.load import SubjectEncoding
 KEY = "dreamtuner"
 NEGATIVE_WEIGHT = 0.25  # the share of w_ref that the nodes let the unwanted side read with: docs/measure
 BLOCKS = ("input", "middle", "output")  # of the U-Net
+
+
+class NoiseRange(NamedTuple):
+    """The noise levels (sigma) at which something is at work, from the first to the last."""
+
+    first: float
+    last: float
+
+    @classmethod
+    def of(cls, applied: AppliedSubject | AppliedEncoder, model_sampling: Any) -> NoiseRange:
+        return cls(*(float(model_sampling.percent_to_sigma(percent)) for percent in (applied.start, applied.end)))
+
+    def holds(self, sigma: float) -> bool:
+        return self.last <= sigma <= self.first
 
 
 @dataclass(frozen=True, eq=False)

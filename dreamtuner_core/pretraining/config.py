@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..ranges import check_number
+from ..ranges import check_settings, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,37 +21,6 @@ RUN_UNCHANGED = (
     *("workers", "allow_commands", "save_every", "keep", "log_every", "sheet_every", "sheet_rows", "licence"),
 )
 """Fields that may change when a run is resumed: where things lie, and how far or how it runs."""
-
-RANGES: Mapping[str, tuple[float, float]] = {
-    "steps": (1, 10**9),
-    "seed": (0, 2**63 - 1),
-    "side": (8, 4096),
-    "batch": (1, 65_536),
-    "accumulation": (1, 4096),
-    "learning_rate": (0, 1),
-    "warm_up": (1, 10**9),
-    "decay_from": (0, 1),
-    "weight_decay": (0, 1),
-    "ema": (0, 0.999999),
-    "min_snr": (0, 1000),
-    "drop_text": (0, 1),
-    "drop_subject": (0, 1),
-    "drop_both": (0, 1),
-    "flip": (0, 1),
-    "rotation": (0, 180),
-    "scale_low": (0.1, 1),
-    "scale_high": (1, 2),
-    "elastic": (0, 1),
-    "blur": (0, 1),
-    "res_blocks": (1, 16),
-    "shuffle": (1, 10**6),
-    "workers": (0, 256),
-    "save_every": (1, 10**9),
-    "keep": (1, 10**6),
-    "log_every": (1, 10**9),
-    "sheet_every": (0, 10**9),
-    "sheet_rows": (1, 64),
-}
 
 
 @dataclass(frozen=True)
@@ -85,42 +53,41 @@ class PretrainingConfig:
     clip_vision: str = ""
     tower: str = ""
     licence: str = ""
-    steps: int = 100_000
-    seed: int = 0
-    side: int = 512
+    steps: int = setting(100_000, low=1, high=10**9)
+    seed: int = setting(0, low=0, high=2**63 - 1)
+    side: int = setting(512, low=8, high=4096)
     latents: bool = False
-    batch: int = 16
-    accumulation: int = 1
-    learning_rate: float = 1e-5
-    warm_up: int = 500
-    decay_from: float = 1.0
-    weight_decay: float = 0.01
-    precision: str = "bf16"
+    batch: int = setting(16, low=1, high=65_536)
+    accumulation: int = setting(1, low=1, high=4096)
+    learning_rate: float = setting(1e-5, low=0, high=1)
+    warm_up: int = setting(500, low=1, high=10**9)
+    decay_from: float = setting(1.0, low=0, high=1)
+    weight_decay: float = setting(0.01, low=0, high=1)
+    precision: str = setting("bf16", options=PRECISIONS)
     gradient_checkpointing: bool = True
-    ema: float = 0.0
-    min_snr: float = 0.0
-    drop_text: float = 0.05
-    drop_subject: float = 0.0
-    drop_both: float = 0.0
-    flip: float = 0.5
-    rotation: float = 15.0
-    scale_low: float = 0.8
-    scale_high: float = 1.1
-    elastic: float = 0.5
-    blur: float = 0.3
-    res_blocks: int = 2
-    shuffle: int = 100
+    ema: float = setting(0.0, low=0, high=0.999999)
+    min_snr: float = setting(0.0, low=0, high=1000)
+    drop_text: float = setting(0.05, low=0, high=1)
+    drop_subject: float = setting(0.0, low=0, high=1)
+    drop_both: float = setting(0.0, low=0, high=1)
+    flip: float = setting(0.5, low=0, high=1)
+    rotation: float = setting(15.0, low=0, high=180)
+    scale_low: float = setting(0.8, low=0.1, high=1)
+    scale_high: float = setting(1.1, low=1, high=2)
+    elastic: float = setting(0.5, low=0, high=1)
+    blur: float = setting(0.3, low=0, high=1)
+    res_blocks: int = setting(2, low=1, high=16)
+    shuffle: int = setting(100, low=1, high=10**6)
     allow_commands: bool = False
-    workers: int = 4
-    save_every: int = 1000
-    keep: int = 3
-    log_every: int = 50
-    sheet_every: int = 1000
-    sheet_rows: int = 4
+    workers: int = setting(4, low=0, high=256)
+    save_every: int = setting(1000, low=1, high=10**9)
+    keep: int = setting(3, low=1, high=10**6)
+    log_every: int = setting(50, low=1, high=10**9)
+    sheet_every: int = setting(1000, low=0, high=10**9)
+    sheet_rows: int = setting(4, low=1, high=64)
 
     def __post_init__(self) -> None:
-        for name, (low, high) in RANGES.items():
-            check_number(name, getattr(self, name), low, high, whole=isinstance(_default(name), int))
+        check_settings(self)
         for name in ("checkpoint", "folder", "family", "controlnet", "clip_vision", "tower", "licence"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be text, but is {getattr(self, name)!r:.60}.")
@@ -129,11 +96,6 @@ class PretrainingConfig:
                 raise ValueError(f"{name} must not be empty.")
         if not isinstance(self.shards, tuple) or not all(isinstance(shard, str) for shard in self.shards):
             raise ValueError(f"shards must be a list of names, but is {self.shards!r:.60}.")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, but is {self.precision!r:.60}.")
-        for name in ("gradient_checkpointing", "latents", "allow_commands"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, but is {getattr(self, name)!r:.60}.")
         if bool(self.clip_vision) == bool(self.tower):
             raise ValueError("give one image tower, clip_vision or tower, and not both or none.")
         if self.drop_text + self.drop_subject + self.drop_both > 1:
@@ -162,10 +124,6 @@ class PretrainingConfig:
         """Learning rate of that step, counted from 0."""
         left = 1.0 if self.decay_from == 1 else (1 - step / self.steps) / (1 - self.decay_from)
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up, max(0.0, left))
-
-
-def _default(name: str) -> Any:
-    return next(field.default for field in fields(PretrainingConfig) if field.name == name)
 
 
 def read_config(path: Path, **changed: Any) -> PretrainingConfig:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import webdataset
 from braceexpand import braceexpand
+from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -89,14 +90,14 @@ class Batch:
 def batch_of(rows: Sequence[Row], step: int, numbers: range) -> Batch:
     latents, hints = ([x for x in found if x is not None] for found in zip(*((r.latent, r.hint) for r in rows)))
     return Batch(
-        step,
-        numbers,
-        torch.stack([row.picture for row in rows]),
-        torch.stack(latents) if latents else None,
-        torch.stack([row.reference for row in rows]),
-        torch.stack(hints) if hints else None,
-        tuple(row.caption for row in rows),
-        torch.tensor([row.place for row in rows]),
+        step=step,
+        rows=numbers,
+        pictures=torch.stack([row.picture for row in rows]),
+        latents=torch.stack(latents) if latents else None,
+        references=torch.stack([row.reference for row in rows]),
+        hints=torch.stack(hints) if hints else None,
+        captions=tuple(row.caption for row in rows),
+        places=torch.tensor([row.place for row in rows]),
     )
 
 
@@ -261,7 +262,14 @@ def decoded(sample: Sample | Exception, config: PretrainingConfig, tower_side: i
     hint = _pixels(_square(_image(sample, "hint"), config.side)) if config.controlnet else None
     latent = _latent(sample) if config.latents else None
     caption = sample["txt"].decode().strip()
-    return Row(_pixels(_square(picture, config.side)), latent, framed.movedim(-1, 0), hint, caption, Place())
+    return Row(
+        picture=_pixels(_square(picture, config.side)),
+        latent=latent,
+        reference=rearrange(framed, "h w c -> c h w"),
+        hint=hint,
+        caption=caption,
+        place=Place(),
+    )
 
 
 def _latent(sample: Sample) -> Tensor:

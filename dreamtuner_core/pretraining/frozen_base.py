@@ -17,7 +17,9 @@ import comfy.sample
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..encoder.blocks import transformer_blocks
 from ..encoder.file import read
@@ -82,7 +84,7 @@ class FrozenBase:
 
     def encode(self, pictures: Tensor) -> Tensor:
         """[B, 3, S, S] in 0..1 -> latents [B, C, h, w], as the VAE gives them."""
-        return self.vae.encode(pictures.movedim(1, -1))
+        return self.vae.encode(rearrange(pictures, "b c h w -> b h w c"))
 
     def scaled(self, latents: Tensor) -> Tensor:
         """The same, as the U-Net takes them."""
@@ -90,7 +92,7 @@ class FrozenBase:
 
     def states(self, references: Tensor, encoder: SubjectEncoder) -> Tensor:
         """[B, 3, s, s] in 0..1 -> the tower's hidden states [B, L, T, W]."""
-        pictures = references.movedim(1, -1)
+        pictures = rearrange(references, "b c h w -> b h w c")
         if encoder.tower is not None:
             return own_states(encoder.tower, pictures, encoder.config.layers)
         return clip_states(self.clip_vision, clip_pixels(self.clip_vision, pictures), encoder.config.layers)[0]
@@ -153,7 +155,8 @@ class FrozenBase:
         return torch.cat([self._sheet_row(encoder, row, seed) for seed, row in enumerate(rows)], dim=0)
 
     def _sheet_row(self, encoder: LoadedEncoder, row: Any, seed: int) -> Tensor:
-        reference, picture = row.reference.movedim(0, -1)[None], row.picture.movedim(0, -1)[None]
+        """[S, columns * S, 3] in 0..1: one row of the sheet."""
+        reference, picture = (rearrange(x, "c h w -> 1 h w c") for x in (row.reference, row.picture))
         latent = torch.zeros_like(self.vae.encode(picture))
         subject = Subject(reference, None, latent, None, encoding=encode_picture(encoder, reference))
         positive, negative = (self._conditioning(caption, row.hint) for caption in (row.caption, ""))
@@ -162,13 +165,13 @@ class FrozenBase:
             drawn = comfy.sample.sample(
                 apply_encoder(self.model, subject, beta),
                 noise,
-                SHEET_STEPS,
-                SHEET_CFG,
-                SHEET_SAMPLER,
-                SHEET_SCHEDULER,
-                positive,
-                negative,
-                latent,
+                steps=SHEET_STEPS,
+                cfg=SHEET_CFG,
+                sampler_name=SHEET_SAMPLER,
+                scheduler=SHEET_SCHEDULER,
+                positive=positive,
+                negative=negative,
+                latent_image=latent,
                 disable_pbar=True,
                 seed=seed,
             )
@@ -186,7 +189,8 @@ class FrozenBase:
 
 def _resized(picture: Tensor, like: Tensor) -> Tensor:
     size = like.shape[1:3]
-    return torch.nn.functional.interpolate(picture.movedim(-1, 1), size, mode="bilinear").movedim(1, -1)
+    resized = F.interpolate(rearrange(picture, "b h w c -> b c h w"), size, mode="bilinear")
+    return rearrange(resized, "b c h w -> b h w c")
 
 
 def _loaded(path: str, what: str, load: Any) -> Any:

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from ..encoder.model import SubjectEncoder
+from ..optimizer import LARGEST_GRADIENT, load_optimizer_state, optimizer_state
 from .config import PretrainingConfig
 from .data import Batch, Place, batches
 from .objective import Base, Objective
-
-LARGEST_GRADIENT = 1.0  # norm over all parameters; larger ones are scaled down to it
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
 
 class Taken(NamedTuple):
@@ -97,12 +95,9 @@ class Pretraining:
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, copied to the CPU."""
         state = {"step": torch.tensor(self.step), "places": self.places}
-        for name, parameter in self.parameters.items():
-            moments = self.optimizer.state.get(parameter, {})
-            state |= {f"parameter.{name}": parameter.detach()}
-            state |= {f"optimizer.{name}.{key}": moments[key] for key in MOMENTS if key in moments}
         state |= {f"average.{name}": average for name, average in self.averages.items()}
-        return {name: x.to("cpu", copy=True).contiguous() for name, x in state.items()}
+        copied = {name: x.to("cpu", copy=True).contiguous() for name, x in state.items()}
+        return copied | optimizer_state(self.optimizer, self.parameters)
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -111,13 +106,7 @@ class Pretraining:
         expected |= {f"average.{name}": x.shape for name, x in self.averages.items()}
         if expected != {name: x.shape for name, x in state.items() if name.startswith(("parameter.", "average."))}:
             raise ValueError("the checkpoint holds other parameters than this encoder has; give a folder of its own.")
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state[f"parameter.{name}"])
-            moments = {key: state[f"optimizer.{name}.{key}"] for key in MOMENTS if f"optimizer.{name}.{key}" in state}
-            # AdamW keeps its own count of steps on the CPU, and the moments beside their parameter
-            self.optimizer.state[parameter] = {
-                key: x.clone() if key == "step" else x.to(parameter.device, copy=True) for key, x in moments.items()
-            }
+        load_optimizer_state(self.optimizer, self.parameters, state)
         for name, average in self.averages.items():
             average.copy_(state[f"average.{name}"])
         self.step, self.places, self.batches = int(state["step"]), state["places"].clone(), None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..ranges import check_choice, check_number, check_switch
+from ..ranges import check_settings, setting
 
 METHODS = ("lora", "full")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -18,17 +18,6 @@ RATES = {"lora": 3e-4, "full": 1e-6}
 
 OUTCOME_UNCHANGED = ("steps", "gradient_checkpointing", "checkpoint_interval")
 """Settings that change how far or how a tuning runs, and not what any of its steps does."""
-
-ADDED = {"encoder_resblocks": False}
-"""Settings that came later, at what was done before them: left so, a tuning begun before them goes on."""
-
-
-def _setting(default: Any, tooltip: str = "", **limits: Any) -> Any:
-    """A setting, once and for all. tooltip: for the node's input of that name; without one there is no such input.
-
-    low, high: its range. options: its choices. step: of the page's widget.
-    """
-    return field(default=default, metadata={"tooltip": tooltip, **limits})
 
 
 @dataclass(frozen=True)
@@ -43,59 +32,58 @@ class TuningConfig:
     pictures' loss.
     """
 
-    steps: int = _setting(
+    steps: int = setting(
         400, "300 pleases, 800 is enough for most. More steps later go on from these.", low=1, high=100_000
     )
-    seed: int = _setting(0, "Decides everything that chance decides here.", low=0, high=2**64 - 1)
-    method: str = _setting(
+    seed: int = setting(0, "Decides everything that chance decides here.", low=0, high=2**64 - 1)
+    method: str = setting(
         "lora",
         "lora: small and quick. full: all layers, as in the paper; needs far more memory and disk.",
         options=METHODS,
     )
-    rank: int = _setting(16, "Size of the LoRA.", low=1, high=256)
-    learning_rate: float = _setting(
+    rank: int = setting(16, "Size of the LoRA.", low=1, high=256)
+    learning_rate: float = setting(
         0.0, "Of the model and the text encoder. 0 takes the method's own.", low=0.0, high=1.0, step=1e-7
     )
-    word_rate: float = _setting(5e-3, "Learning rate of the new word.", low=0.0, high=1.0, step=1e-5)
-    regular_pictures: int = _setting(
+    word_rate: float = setting(5e-3, "Learning rate of the new word.", low=0.0, high=1.0, step=1e-5)
+    regular_pictures: int = setting(
         32,
         "Pictures that resemble the subject, drawn first, so that the class keeps its meaning. Kept on disk for the "
         "next tuning.",
         low=0,
         high=1024,
     )
-    text_encoder: bool = _setting(True, "Whether the text encoder learns too.")
-    masked_loss: bool = _setting(False, "Learn from the subject alone, and not from the white around it.")
-    min_snr: float = _setting(0.0, "Gamma of min-SNR weighting; 5 is usual, 0 is none.", low=0.0, high=1000.0, step=0.5)
-    precision: str = _setting(
+    text_encoder: bool = setting(True, "Whether the text encoder learns too.")
+    masked_loss: bool = setting(False, "Learn from the subject alone, and not from the white around it.")
+    min_snr: float = setting(0.0, "Gamma of min-SNR weighting; 5 is usual, 0 is none.", low=0.0, high=1000.0, step=0.5)
+    precision: str = setting(
         "auto",
         "What the model computes in; auto is bf16 where the GPU knows it, and fp32 for full. What is learned is in "
         "fp32.",
         options=PRECISIONS,
     )
-    gradient_checkpointing: bool = _setting(
+    gradient_checkpointing: bool = setting(
         True, "Needs much less memory, and a third more time. The result is the same."
     )
-    accumulation: int = _setting(1, "Pairs of pictures to one step.", low=1, high=64)
-    checkpoint_interval: int = _setting(
+    accumulation: int = setting(1, "Pairs of pictures to one step.", low=1, high=64)
+    checkpoint_interval: int = setting(
         100, "Steps between two savings of the state, from which a killed tuning goes on.", low=1, high=100_000
     )
-    regular_from: str = _setting(
+    regular_from: str = setting(
         "subject",
         "What the regular pictures show. subject: what resembles it, as in the paper. class: the class as the model "
         "draws it. both: half and half, which leaves the bare class more as it was.",
         options=REGULAR_FROM,
     )
-    encoder_resblocks: bool = _setting(
+    encoder_resblocks: bool = setting(
         False,
         "Whether the subject encoder on the model learns too. The model must come through Apply Subject Encoder with "
         "this subject. Gives a subject encoder of the same name.",
     )
-    prior_weight: float = _setting(1.0, low=0.0, high=100.0)
+    prior_weight: float = setting(1.0, low=0.0, high=100.0)
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            _check(setting.name, getattr(self, setting.name), setting.default, **setting.metadata)
+        check_settings(self)
 
     @property
     def rate(self) -> float:
@@ -118,26 +106,7 @@ class TuningConfig:
     def outcome(self) -> dict[str, Any]:
         """The settings that each step's outcome depends on; two tunings that agree here take the same steps."""
         settings = asdict(self) | {"learning_rate": self.rate}
-        as_before = {name for name, before in ADDED.items() if settings[name] == before}
-        return {name: value for name, value in settings.items() if name not in {*OUTCOME_UNCHANGED, *as_before}}
-
-
-def _check(
-    name: str,
-    value: Any,
-    default: Any,
-    low: float | None = None,
-    high: float | None = None,
-    options: Sequence[str] | None = None,
-    **_: Any,
-) -> None:
-    """Raise ValueError for a value of another kind than the default, or out of range."""
-    if options is not None:
-        check_choice(name, value, options)
-    elif isinstance(default, bool):
-        check_switch(name, value)
-    elif low is not None and high is not None:
-        check_number(name, value, low, high, whole=isinstance(default, int))
+        return {name: value for name, value in settings.items() if name not in OUTCOME_UNCHANGED}
 
 
 def warm_up(step: int, steps: int = 10) -> float:

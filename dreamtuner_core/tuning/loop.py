@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..optimizer import LARGEST_GRADIENT, MOMENTS, load_optimizer_state, optimizer_state
 from .config import TuningConfig, warm_up
 from .losses import min_snr, pair_loss, row_losses, target
 from .pairs import Draw, Pairs
@@ -21,9 +22,6 @@ from .pairs import Draw, Pairs
 Predict = Callable[[Tensor, Tensor, Draw], Tensor]
 """(noisy [B, C, h, w], sigma [B], draw) -> what the network says [B, C, h, w]; row 0 is told "a <class> S*", row 1 not.
 """
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
-LARGEST_GRADIENT = 1.0  # norm over all parameters; larger ones are scaled down to it
 
 
 @dataclass(frozen=True)
@@ -102,24 +100,14 @@ class Tuning:
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, copied to the CPU."""
         state = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
-        for name, parameter in self.parameters.items():
-            state[f"parameter.{name}"] = parameter.detach().to("cpu", copy=True)
-            moments = self.optimizer.state.get(parameter, {})
-            state |= {f"optimizer.{name}.{key}": moments[key].detach().to("cpu", copy=True) for key in moments}
-        return state
+        return state | optimizer_state(self.optimizer, self.parameters)
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state. Raises ValueError, with nothing changed, for one of another tuning."""
         if not self._is_own(state):
             raise ValueError("the checkpoint holds other parameters than this tuning trains.")
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state[f"parameter.{name}"])
-            moments = {key: state[f"optimizer.{name}.{key}"] for key in MOMENTS if f"optimizer.{name}.{key}" in state}
-            # AdamW keeps its own count of steps on the CPU, and the moments beside their parameter
-            self.optimizer.state[parameter] = {
-                key: x.clone() if key == "step" else x.to(parameter.device, copy=True) for key, x in moments.items()
-            }
+        load_optimizer_state(self.optimizer, self.parameters, state)
         self.losses = state["losses"].tolist()
 
     def _is_own(self, state: Mapping[str, Tensor]) -> bool:

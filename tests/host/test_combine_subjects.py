@@ -11,7 +11,7 @@ import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host import fingerprint
 from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
-from dreamtuner_pack.dreamtuner_core.saved_subject import OwnedSubject, Rights
+from dreamtuner_pack.dreamtuner_core.rights import OwnedSubject, Rights
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.combine_subjects import CombineSubjects
 from families import text

@@ -9,7 +9,7 @@ import pytest
 from dreamtuner_pack.dreamtuner_core.host.subject.rights import METADATA, tell_rights, today
 from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
 from dreamtuner_pack.dreamtuner_core.picture.hints import NOTES
-from dreamtuner_pack.dreamtuner_core.saved_subject import Rights
+from dreamtuner_pack.dreamtuner_core.rights import Rights
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.saved_subject import LoadSubject
 from dreamtuner_pack.nodes.subject import EncodeSubjectImage

@@ -13,7 +13,8 @@ from dreamtuner_pack.dreamtuner_core.host.encoder.load import SubjectEncoding
 from dreamtuner_pack.dreamtuner_core.host.subject import saved as saved_subject
 from dreamtuner_pack.dreamtuner_core.host.subject.rights import METADATA, tell_rights
 from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
-from dreamtuner_pack.dreamtuner_core.saved_subject import FORMAT, Rights, from_file
+from dreamtuner_pack.dreamtuner_core.rights import Rights
+from dreamtuner_pack.dreamtuner_core.subject_file import FORMAT, from_file
 from dreamtuner_pack.dreamtuner_core.tuned_subject import TunedSubject
 from dreamtuner_pack.nodes.saved_subject import LoadSubject, SaveSubject
 from families import text
@@ -202,7 +203,7 @@ def test_a_file_that_is_none_is_refused(base: Path, monkeypatch: pytest.MonkeyPa
     path.write_bytes(b"\x80\x04pickle")
     with pytest.raises(ValueError, match="no whole safetensors"):
         from_file(path)
-    monkeypatch.setattr("dreamtuner_pack.dreamtuner_core.saved_subject.LARGEST_FILE", 3)
+    monkeypatch.setattr("dreamtuner_pack.dreamtuner_core.subject_file.LARGEST_FILE", 3)
     with pytest.raises(ValueError, match="larger"):
         from_file(path)
 

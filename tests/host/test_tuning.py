@@ -25,7 +25,7 @@ from dreamtuner_pack.dreamtuner_core.host.tuning import train as tuning_run
 from dreamtuner_pack.dreamtuner_core.host.tuning.job import Job
 from dreamtuner_pack.dreamtuner_core.host.tuning.pairs import make_pairs
 from dreamtuner_pack.dreamtuner_core.host.tuning.train import Training
-from dreamtuner_pack.dreamtuner_core.saved_subject import OwnedSubject, Rights
+from dreamtuner_pack.dreamtuner_core.rights import OwnedSubject, Rights
 from dreamtuner_pack.dreamtuner_core.texts import checked_name
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig
 from dreamtuner_pack.dreamtuner_core.tuning.loop import Tuning

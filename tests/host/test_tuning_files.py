@@ -19,7 +19,7 @@ from dreamtuner_pack.dreamtuner_core.host import files as host_files
 from dreamtuner_pack.dreamtuner_core.host.tuning import store
 from dreamtuner_pack.dreamtuner_core.host.tuning.files import SETTINGS as KEY
 from dreamtuner_pack.dreamtuner_core.host.tuning.files import TuningFiles, settings_of
-from dreamtuner_pack.dreamtuner_core.saved_subject import OwnedSubject, Rights
+from dreamtuner_pack.dreamtuner_core.rights import OwnedSubject, Rights
 from dreamtuner_pack.dreamtuner_core.tuning.loop import Tuning
 from dreamtuner_pack.nodes.subject_tuning import SubjectTuning
 from safetensors.torch import load_file, save_file

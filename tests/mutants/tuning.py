@@ -52,7 +52,7 @@ MUTANTS = [
            "(counted.sum())", LOOP),
     Mutant("a draw that forgets its part", f"{CORE}/pairs.py", 'generator("pair", seed, step, part)',
            'generator("pair", seed, step)', LOOP),
-    Mutant("moments of a state not taken up", f"{CORE}/loop.py", "self.optimizer.state[parameter] = {",
+    Mutant("moments of a state not taken up", "dreamtuner_core/optimizer.py", "optimizer.state[parameter] = {",
            "_ = {", LOOP),
     Mutant("an embedding of a wrong spelling passes", "dreamtuner_core/texts.py", "and read == name",
            "and read.casefold() == name.casefold()", "tests/unit/test_texts.py"),

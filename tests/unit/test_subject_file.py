@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreamtuner_core.saved_subject import Rights, SavedSubject, from_file, to_file
+from dreamtuner_core.rights import Rights
+from dreamtuner_core.saved_subject import SavedSubject
+from dreamtuner_core.subject_file import from_file, to_file
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import strategies as st  # noqa: E402

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from dreamtuner_core.saved_subject import Rights
+from dreamtuner_core.rights import Rights
 from dreamtuner_core.tuning.config import RATES, TuningConfig, milestones, warm_up
 from dreamtuner_core.tuning.loop import Group, Tuning
 from dreamtuner_core.tuning.losses import min_snr, pair_loss, row_losses, target
@@ -152,10 +152,7 @@ def test_both_is_half_and_half(count: int, shares: tuple[int, int]) -> None:
     assert TuningConfig(regular_pictures=count, regular_from="class").shares == (0, count)
 
 
-def test_what_was_added_later_changes_no_older_tuning() -> None:
-    """Left as it was before it came, a setting is no part of the outcome: what was begun without it goes on."""
-    assert "encoder_resblocks" not in TuningConfig().outcome()
-    assert TuningConfig(encoder_resblocks=True).outcome()["encoder_resblocks"] is True
+def test_an_encoder_learns_at_the_rate_of_whole_weights() -> None:
     assert TuningConfig(encoder_resblocks=True).encoder_rate == pytest.approx(1e-6)
 
 

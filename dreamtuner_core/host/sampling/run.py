@@ -39,7 +39,7 @@ from ..options import (
 )
 from ..progress import warn
 from ..rows import UNKNOWN, Batch, Row, rows_of_call
-from ..settings import KEY, Settings
+from ..settings import KEY, NoiseRange, Settings
 from ..subject.memory import kept_features
 from ..subject.rights import tell_rights_of_run
 from ..unet import self_attentions
@@ -101,10 +101,8 @@ class Run:
         self.layers = list(self_attentions(guider.model_patcher))
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self.sigmas = model_sampling.sigmas.tolist()
-        self.ranges, self.encoder_ranges = (
-            [tuple(float(model_sampling.percent_to_sigma(percent)) for percent in (a.start, a.end)) for a in applied]
-            for applied in (settings.subjects, settings.encoders)
-        )
+        self.ranges = [NoiseRange.of(applied, model_sampling) for applied in settings.subjects]
+        self.encoder_ranges = [NoiseRange.of(applied, model_sampling) for applied in settings.encoders]
         self.encoders = [EncoderAtWork(applied, self.layers) for applied in settings.encoders]
         self.regions = Regions([a.region for a in settings.subjects], shape)
         self.step: GuidedStep | None = None
@@ -138,11 +136,11 @@ class Run:
 
     def active(self, sigma: float) -> list[int]:
         """Indices of the subjects that are read at this noise level."""
-        return [i for i, (first, last) in enumerate(self.ranges) if last <= sigma <= first]
+        return [i for i, levels in enumerate(self.ranges) if levels.holds(sigma)]
 
     def active_encoders(self, sigma: float, subject: Subject | None = None) -> list[EncoderAtWork]:
         """The subject encoders at work at this noise level, all of them or those of one subject."""
-        found = [e for e, (first, last) in zip(self.encoders, self.encoder_ranges) if last <= sigma <= first]
+        found = [e for e, levels in zip(self.encoders, self.encoder_ranges) if levels.holds(sigma)]
         return found if subject is None else [e for e in found if e.encoding is subject.encoding]
 
     # --- a step --------------------------------------------------------------------------------------------------

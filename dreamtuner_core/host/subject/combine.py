@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from ...saved_subject import OwnedSubject, Rights, owned
+from ...rights import OwnedSubject, Rights, owned
 from ...subject import Subject
 from ..encoder.load import SubjectEncoding, joined
 

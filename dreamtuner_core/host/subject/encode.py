@@ -70,7 +70,14 @@ def encode_subject(
             "the VAE made values that are no numbers (NaN or infinity); run it in fp32, or take another VAE."
         )
     encoding = None if subject_encoder is None else encode_picture(subject_encoder, picture)
-    subject = Subject(picture, framed_mask, latent, caption, noise_seed, encoding)
+    subject = Subject(
+        picture=picture,
+        mask=framed_mask,
+        latent=latent,
+        caption=caption,
+        noise_seed=noise_seed,
+        encoding=encoding,
+    )
     notes += hints(image, mask, picture, framed_mask)
     return Encoded(subject, preview(image, mask, picture), notes)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_execution.progress import get_progress_state
 
-from ...saved_subject import OwnedSubject, Rights
+from ...rights import OwnedSubject, Rights
 from ...subject import Subject
 from ...texts import checked_text
 from ..files import SUFFIX

@@ -9,8 +9,10 @@ from typing import Any, cast
 
 import torch
 
-from ...saved_subject import OwnedSubject, Rights, SavedSubject, from_file, saved, to_file
+from ...rights import OwnedSubject, Rights
+from ...saved_subject import SavedSubject, saved
 from ...subject import Subject
+from ...subject_file import from_file, to_file
 from ...texts import checked_name, shown
 from ...tuned_subject import TunedSubject
 from .. import fingerprint

@@ -23,7 +23,7 @@ from ..apply import with_encoder, with_settings
 from ..encoder.load import SubjectEncoding, encode_picture, joined, load_encoder, tower_states
 from ..encoder.patch import EncoderAtWork, with_encoders
 from ..options import Options
-from ..settings import KEY, AppliedEncoder, Settings
+from ..settings import KEY, AppliedEncoder, NoiseRange, Settings
 from ..unet import Layer
 from .adapters import Adapters, is_differentiable
 
@@ -63,8 +63,7 @@ class LearningEncoder:
         encoder, picture = applied.encoding.encoder, applied.subject.picture
         with torch.no_grad():
             states = torch.cat([tower_states(encoder, each) for each in (picture, picture.flip(2))])
-        sampling = model.get_model_object("model_sampling")
-        self.first, self.last = (float(sampling.percent_to_sigma(percent)) for percent in (applied.start, applied.end))
+        self.range = NoiseRange.of(applied, model.get_model_object("model_sampling"))
         with torch.inference_mode(False):
             self.states = states.clone()  # [2, L, T, W], plain and flipped
             self.adapters = Adapters(encoder.patcher, None, encoder.patcher.load_device)
@@ -79,7 +78,7 @@ class LearningEncoder:
         """Brings the reference to the first of so many rows, at a noise level at which the encoder is applied."""
 
         def join(options: Options) -> Options:
-            if not self.last <= sigma <= self.first:
+            if not self.range.holds(sigma):
                 return options
             at_work = _Learning(self.applied, self.layers, self.tokens(flip))
             return with_encoders(options, [at_work], [True, *[False] * (rows - 1)], self.layers)

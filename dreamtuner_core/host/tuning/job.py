@@ -12,7 +12,7 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...saved_subject import OwnedSubject
+from ...rights import OwnedSubject
 from ...subject import Subject
 from ...texts import checked_name
 from ...tuning.config import TuningConfig

@@ -58,7 +58,9 @@ def regular_latents(
         kept = read(path)
         pair = None if kept is None else kept[0].get("latents")
         if pair is None or not _is_whole(pair, torch.Size((2, *latent_shape[1:]))):
-            pair = _draw(drawing, vae, positive, negative, latent_shape, f"{key}:{i}")
+            seed = int(fingerprint.Fingerprint().add(f"{key}:{i}").text()[:15], 16)
+            latent = draw(drawing, positive, negative, latent_shape, seed)
+            pair = flipped_pair(vae, latent, vae.decode(latent).clamp(0, 1))
             write(path, {"latents": pair}, {})
         found.append(pair)
     drawn(count, count)
@@ -82,13 +84,18 @@ def draw(
     empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(latent_shape))
     noise = comfy.sample.prepare_noise(empty, seed)
     return comfy.sample.sample(
-        model, noise, steps, CFG, SAMPLER, SCHEDULER, positive, negative, empty, disable_pbar=True, seed=seed
+        model,
+        noise,
+        steps=steps,
+        cfg=CFG,
+        sampler_name=SAMPLER,
+        scheduler=SCHEDULER,
+        positive=positive,
+        negative=negative,
+        latent_image=empty,
+        disable_pbar=True,
+        seed=seed,
     )
-
-
-def _draw(model: ModelPatcher, vae: Any, positive: Any, negative: Any, latent_shape: torch.Size, name: str) -> Tensor:
-    latent = draw(model, positive, negative, latent_shape, int(fingerprint.Fingerprint().add(name).text()[:15], 16))
-    return flipped_pair(vae, latent, vae.decode(latent).clamp(0, 1))
 
 
 def _bare(model: ModelPatcher) -> ModelPatcher:

@@ -39,7 +39,16 @@ def tune_subject(
 
     Unchanged settings never train again; more steps go on from where the name's tuning ended.
     """
-    job = Job(model, clip, vae, subject, class_word, name, config, node_id)
+    job = Job(
+        model=model,
+        clip=clip,
+        vae=vae,
+        subject=subject,
+        class_word=class_word,
+        name=name,
+        config=config,
+        node_id=node_id,
+    )
     with job.files.locked():
         job.files.check(job.key)
         if not is_done(job):

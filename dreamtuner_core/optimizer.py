@@ -1,0 +1,36 @@
+"""AdamW's parameters and moments by name, as the checkpoints of tuning and of pre-training hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+LARGEST_GRADIENT = 1.0  # norm over all parameters; larger ones are scaled down to it
+
+
+def optimizer_state(optimizer: torch.optim.AdamW, parameters: Mapping[str, Parameter]) -> dict[str, Tensor]:
+    """The parameters as parameter.<name> and their moments as optimizer.<name>.<moment>, copied to the CPU."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        moments = optimizer.state.get(parameter, {})
+        state[f"parameter.{name}"] = parameter
+        state |= {f"optimizer.{name}.{key}": moments[key] for key in MOMENTS if key in moments}
+    return {name: x.detach().to("cpu", copy=True).contiguous() for name, x in state.items()}
+
+
+@torch.no_grad()
+def load_optimizer_state(
+    optimizer: torch.optim.AdamW, parameters: Mapping[str, Parameter], state: Mapping[str, Tensor]
+) -> None:
+    """Set the parameters and their moments to those of an `optimizer_state` with the same names and shapes."""
+    for name, parameter in parameters.items():
+        parameter.copy_(state[f"parameter.{name}"])
+        moments = {key: state[f"optimizer.{name}.{key}"] for key in MOMENTS if f"optimizer.{name}.{key}" in state}
+        # AdamW keeps its own count of steps on the CPU, and the moments beside their parameter
+        optimizer.state[parameter] = {
+            key: x.clone() if key == "step" else x.to(parameter.device, copy=True) for key, x in moments.items()
+        }

@@ -1,0 +1,58 @@
+"""Whose a subject is, and what may be done with it."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field, fields, replace
+
+from .subject import Subject
+from .texts import checked_text, shown
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Whose the subject is. until: the last day of the allowed uses, YYYY-MM-DD; empty texts say nothing."""
+
+    owner: str = ""
+    allowed_uses: str = ""
+    until: str = ""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            checked_text(item.name, getattr(self, item.name))
+        try:
+            datetime.date.fromisoformat(self.until or "2000-01-01")
+        except ValueError:
+            raise ValueError(
+                f"until must be a day written as 2030-12-31, or empty, but is '{shown(self.until, 40)}'; write it so."
+            ) from None
+
+    def ended(self, today: datetime.date) -> bool:
+        """Whether the last day of the allowed uses is past."""
+        return bool(self.until) and today > datetime.date.fromisoformat(self.until)
+
+    def told(self, today: datetime.date) -> str:
+        """In plain words; empty where nothing is known."""
+        parts = [
+            self.owner and f"Owner: {self.owner}",
+            self.allowed_uses and f"Allowed: {self.allowed_uses}",
+            self.until and f"Until: {self.until}" + (" (this day is past)" if self.ended(today) else ""),
+        ]
+        return "\n".join(filter(None, parts))
+
+
+@dataclass(frozen=True, eq=False)
+class OwnedSubject(Subject):
+    """A subject that carries its rights along. name: of its file, or empty."""
+
+    name: str = ""
+    rights: Rights = field(default_factory=Rights)
+    caption_text: str = ""
+
+
+def owned(subject: Subject, rights: Rights, name: str = "") -> OwnedSubject:
+    """The same subject with these rights; one that has a name keeps it."""
+    if isinstance(subject, OwnedSubject):
+        return replace(subject, rights=rights)
+    plain = {item.name: getattr(subject, item.name) for item in fields(Subject)}
+    return OwnedSubject(**plain, name=name, rights=rights)
