@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..dreamtuner_core.host.scoring.folder import tower_folders
 from ..dreamtuner_core.host.scoring.score import Towers, score_pictures, tell_figures
 from ..dreamtuner_core.ranges import check_choice, check_number
 from ..dreamtuner_core.scoring.scores import Limits
@@ -13,6 +14,7 @@ from .common import CATEGORY, SubjectSocket, named_errors
 
 ON_FAIL = PASS_THE_BEST, STOP = ("pass the best", "stop")
 MOST_KEPT = 4096
+NO_FOLDER = "none"
 
 
 class ScorePictures(io.ComfyNode):
@@ -63,6 +65,14 @@ class ScorePictures(io.ComfyNode):
                     tooltip="Where too few pass: fill up with the best of the rest, or give those that passed alone "
                     "and stop where there is none.",
                 ),
+                io.Combo.Input(
+                    "tower_folder",
+                    options=[NO_FOLDER, *tower_folders()],
+                    default=NO_FOLDER,
+                    optional=True,
+                    tooltip="In place of clip_vision: a folder of transformers in models/clip_vision that holds a CLIP "
+                    "or DINO. A CLIP matches the text too, without clip.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="best", tooltip="The best pictures, best first."),
@@ -90,13 +100,16 @@ class ScorePictures(io.ComfyNode):
         min_text=0.0,
         min_sharpness=0.0,
         on_fail=PASS_THE_BEST,
+        tower_folder=NO_FOLDER,
     ) -> io.NodeOutput:
         with named_errors("Score Pictures"):
             check_number("keep", keep, 1, MOST_KEPT, whole=True)
             check_choice("on_fail", on_fail, ON_FAIL)
             checked_text("text", text)
+            checked_text("tower_folder", tower_folder)
             limits = Limits(min_likeness, min_text, min_sharpness)
-            gate = score_pictures(images, subject, Towers(clip_vision, clip, text, model, vae), limits)
+            folder = "" if tower_folder == NO_FOLDER else tower_folder
+            gate = score_pictures(images, subject, Towers(clip_vision, clip, text, model, vae, folder), limits)
         best = (gate.order if on_fail == PASS_THE_BEST else gate.accepted)[:keep]
         tell_figures(gate, best, cls.hidden.prompt, cls.hidden.unique_id, cls.hidden.extra_pnginfo)
         return io.NodeOutput(

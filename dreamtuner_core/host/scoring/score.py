@@ -15,9 +15,11 @@ from torch import Tensor
 from ...scoring.gate import Gate
 from ...scoring.scores import Limits, Score, best_match, colour, cosine, faults, sharpness
 from ...subject import Subject, frame
+from ...texts import shown
 from ..subject.find import find_subject
+from .folder import FolderTower
 from .keys import as_subject, keys
-from .towers import picture_embedding, text_embedding, tower_name
+from .towers import HostTower, Tower
 
 METADATA = "dreamtuner_scores"  # key in a picture's metadata
 BY_KEYS = "keys (order alone)"
@@ -33,22 +35,29 @@ class Framed(NamedTuple):
 
 @dataclass(frozen=True)
 class Towers:
-    """What likeness and text match are measured by, as the node's inputs give them."""
+    """What likeness and text match are measured by, as the node's inputs give them. folder: of `tower_folders`."""
 
     clip_vision: Any | None = None
     clip: Any | None = None
     text: str = ""
     model: ModelPatcher | None = None
     vae: Any | None = None
+    folder: str = ""
 
     def check(self, limits: Limits) -> None:
         """Raise ValueError, in one sentence, where they cannot measure what is asked."""
-        if self.clip_vision is None and (self.model is None or self.vae is None):
+        tower = self.clip_vision is not None or self.folder
+        if self.clip_vision is not None and self.folder:
+            raise ValueError(
+                f"both clip_vision and the tower_folder '{shown(self.folder)}' would measure likeness; unlink one, or "
+                "set tower_folder to none."
+            )
+        if not tower and (self.model is None or self.vae is None):
             raise ValueError(
                 "there is nothing to measure likeness by; link clip_vision (CLIP or DINOv2), or model and vae of the "
                 "checkpoint that drew the pictures."
             )
-        if self.clip_vision is None and limits.likeness:
+        if not tower and limits.likeness:
             raise ValueError(
                 f"min_likeness is {limits.likeness:g}, but the checkpoint's own keys only put pictures in order and "
                 "know no threshold; link clip_vision, or set min_likeness to 0."
@@ -57,11 +66,24 @@ class Towers:
             raise ValueError(
                 "text match needs the image tower that goes with the clip; link clip_vision, or unlink clip."
             )
-        if self.clip is None and limits.text:
+        if limits.text and not self.reads_text:
             raise ValueError(
                 f"min_text is {limits.text:g}, but there is no text to match; link clip and clip_vision and write the "
                 "text, or set min_text to 0."
             )
+        if self.clip is not None and not self.text.strip():
+            raise ValueError("the text to match is empty; write what the pictures should show, or unlink clip.")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether text match is measured."""
+        return self.clip is not None or bool(self.folder and self.text.strip())
+
+    def tower(self) -> Tower | None:
+        """The image tower, where there is one. Raises ValueError for a folder that holds none."""
+        if self.folder:
+            return FolderTower(self.folder)
+        return None if self.clip_vision is None else HostTower(self.clip_vision, self.clip)
 
 
 def score_pictures(images: Tensor, subject: Subject, towers: Towers, limits: Limits) -> Gate:
@@ -71,33 +93,31 @@ def score_pictures(images: Tensor, subject: Subject, towers: Towers, limits: Lim
     """
     towers.check(limits)
     images = _checked(images)
-    wanted = None if towers.clip is None else text_embedding(towers.clip, towers.text, towers.clip_vision)
+    tower = towers.tower()
+    wanted = tower.text(towers.text) if tower is not None and towers.reads_text else None
     references = [_framed_reference(picture) for picture in subject.pictures()]
     masks = find_subject(images)
     side = references[0].picture.shape[1]
     framed = [_framed(image[None], mask[None], side) for image, mask in zip(images, masks)]
-    measure = _by_keys if towers.clip_vision is None else _by_tower
+    likenesses = (
+        _by_keys(towers, subject, references, framed) if tower is None else _by_tower(tower, references, framed)
+    )
     scores = []
-    for image, mask, seen, likeness in zip(images, masks, framed, measure(towers, subject, references, framed)):
+    for image, mask, seen, likeness in zip(images, masks, framed, likenesses):
         reference = references[likeness.index(max(likeness))]  # the picture of the subject that it resembles most
         pair = seen.picture[0], seen.mask[0], reference.picture[0], reference.mask[0]
-        text = None
-        if wanted is not None:
-            text = cosine(picture_embedding(towers.clip_vision, image[None]), wanted)
+        text = None if tower is None or wanted is None else cosine(tower.picture(image[None]), wanted)
         found = faults(image, mask, reference.picture[0], reference.mask[0])
         scores.append(Score(max(likeness), text, sharpness(*pair), colour(*pair), found))
-    by = BY_KEYS if towers.clip_vision is None else tower_name(towers.clip_vision)
-    return Gate(scores, limits, by)
+    return Gate(scores, limits, BY_KEYS if tower is None else tower.name)
 
 
-def _by_tower(
-    towers: Towers, subject: Subject, references: Sequence[Framed], framed: Sequence[Framed]
-) -> list[list[float]]:
+def _by_tower(tower: Tower, references: Sequence[Framed], framed: Sequence[Framed]) -> list[list[float]]:
     """Likeness of each picture to each reference."""
-    wanted = [picture_embedding(towers.clip_vision, reference.picture) for reference in references]
+    wanted = [tower.picture(reference.picture) for reference in references]
 
     def likeness(seen: Framed) -> list[float]:
-        found = picture_embedding(towers.clip_vision, seen.picture)
+        found = tower.picture(seen.picture)
         return [cosine(found, one) for one in wanted]
 
     return _each(framed, likeness)

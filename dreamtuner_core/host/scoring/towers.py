@@ -1,8 +1,9 @@
-"""Likeness and text match by the image towers of the host's CLIP vision loader: CLIP and DINOv2."""
+"""What likeness and text match are measured by: the image towers of the host's CLIP vision loader, CLIP and DINOv2."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from comfy.clip_model import CLIPVisionModelProjection
@@ -11,37 +12,49 @@ from torch import Tensor
 TEXT_ENCODERS = ("clip_g", "clip_h", "clip_l")  # in the order in which the host takes its pooled text
 
 
-def tower_name(clip_vision: Any) -> str:
-    """For an artist to read."""
-    return "CLIP" if isinstance(clip_vision.model, CLIPVisionModelProjection) else "DINOv2"
+class Tower(Protocol):
+    """Embeds pictures, and texts in the same space. name: for an artist to read."""
+
+    @property
+    def name(self) -> str: ...
+
+    def picture(self, picture: Tensor) -> Tensor:
+        """Of the middle square of a picture [1, H, W, 3] in 0..1: [C]."""
+
+    def text(self, text: str) -> Tensor:
+        """[C]. Raises ValueError, in one sentence, for a tower that was not trained with texts."""
 
 
-def picture_embedding(clip_vision: Any, picture: Tensor) -> Tensor:
-    """Of a square picture [1, H, W, 3]: [C]."""
-    found = clip_vision.encode_image(picture)["image_embeds"]
-    if found is None or not torch.isfinite(found).all():
-        raise ValueError(
-            "the clip_vision gave no finite embedding of a picture; load another CLIP or DINOv2 with Load CLIP Vision."
-        )
-    return found[0].float()
+@dataclass(frozen=True)
+class HostTower:
+    """The host's own CLIP_VISION, with the CLIP whose texts belong to it."""
 
+    clip_vision: Any
+    clip: Any | None = None
 
-def text_embedding(clip: Any, text: str, clip_vision: Any) -> Tensor:
-    """Of the text, in the space of the tower's pictures: [C].
+    @property
+    def name(self) -> str:
+        return "CLIP" if isinstance(self.clip_vision.model, CLIPVisionModelProjection) else "DINOv2"
 
-    Raises ValueError, in one sentence, where the two were not trained as a pair.
-    """
-    if not text.strip():
-        raise ValueError("the text to match is empty; write what the pictures should show, or unlink clip.")
-    size = _projection_size(clip)
-    tower = getattr(getattr(clip_vision.model, "visual_projection", None), "out_features", 0)
-    if tower != size:
-        raise ValueError(
-            f"the clip's text has {size} features and the clip_vision's pictures {tower or 'none of a text'}, which do "
-            "not go together; for SDXL load CLIP-ViT-bigG as clip_vision, for SD2.x CLIP-ViT-H."
-        )
-    _, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
-    return pooled[0].float().cpu()
+    def picture(self, picture: Tensor) -> Tensor:
+        found = self.clip_vision.encode_image(picture)["image_embeds"]
+        if found is None or not torch.isfinite(found).all():
+            raise ValueError(
+                "the clip_vision gave no finite embedding of a picture; load another CLIP or DINOv2 with Load CLIP "
+                "Vision."
+            )
+        return found[0].float()
+
+    def text(self, text: str) -> Tensor:
+        clip, size = self.clip, _projection_size(self.clip)
+        tower = getattr(getattr(self.clip_vision.model, "visual_projection", None), "out_features", 0)
+        if clip is None or tower != size:
+            raise ValueError(
+                f"the clip's text has {size} features and the clip_vision's pictures {tower or 'none of a text'}, "
+                "which do not go together; for SDXL load CLIP-ViT-bigG as clip_vision, for SD2.x CLIP-ViT-H."
+            )
+        _, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+        return pooled[0].float().cpu()
 
 
 def _projection_size(clip: Any) -> int:
