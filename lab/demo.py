@@ -34,7 +34,6 @@ SUBJECTS = ("robot", "car", "shirt")
 COLUMNS = 5  # of the sheet
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the film
 FRAME, LAST = 700, 2000  # milliseconds
-PROBABILITY = 0.5  # p_r: the mini base draws little without its text's guidance, which 0.9 hardly leaves it
 
 
 def main(argv: Sequence[str]) -> int:
@@ -93,8 +92,8 @@ def unseen_subject(kind: str, number: int) -> Path:
 
 
 def demo_graph(server: ComfyServer, reference: Path, caption: str, prompt: str, seed: int, steps: int) -> Graph:
-    """The shipped workflow, with the mini base and its size put in."""
-    graph = workflow.api_form(workflow.load("one_picture"), server.object_info())
+    """The shipped workflow with reference guidance switched on, and the mini base and its size put in."""
+    graph = workflow.api_form(workflow.load("one_picture"), server.object_info(), bypassed=True)
     workflow.node(graph, "Load Checkpoint")["ckpt_name"] = CHECKPOINT.name
     workflow.node(graph, "Reference picture")["image"] = server.upload_image(reference)
     workflow.node(graph, "Encode Subject Image")["resolution"] = SIDE
@@ -102,7 +101,6 @@ def demo_graph(server: ComfyServer, reference: Path, caption: str, prompt: str, 
     workflow.node(graph, "Caption of the reference")["text"] = caption
     workflow.node(graph, "Prompt")["text"] = prompt
     workflow.node(graph, "Negative prompt")["text"] = ""
-    workflow.node(graph, "Reference Guidance")["reference_probability"] = PROBABILITY
     workflow.node(graph, "KSampler").update(seed=seed, steps=steps, **SAMPLING)
     return graph
 
@@ -150,7 +148,7 @@ def _frames(options: argparse.Namespace) -> list[Image]:
         for weight in WEIGHTS:
             cells = []
             for kind, reference in rows:
-                graph = _graph(server, kind, reference, options)
+                graph = workflow.without(_graph(server, kind, reference, options), GUIDANCE)
                 workflow.node(graph, "Apply Self-Subject Attention")["reference_weight"] = weight
                 cells += [Cell(Image.open(reference)), Cell(_drawn(server, graph, f"{kind}, weight {weight:g}"))]
             frames.append(contact_sheet(cells, f"reference_weight {weight:g}", columns=2, side=192))

@@ -6,7 +6,7 @@ The shipped files in workflows/ are the one source; the demo and the tests run w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,21 @@ def needs(path: Path) -> str | None:
     return json.loads(path.read_text())["extra"].get("needs")
 
 
-def api_form(workflow: Mapping[str, Any], object_info: Mapping[str, Any], muted: bool = False) -> Graph:
+def api_form(
+    workflow: Mapping[str, Any], object_info: Mapping[str, Any], muted: bool = False, bypassed: bool = False
+) -> Graph:
     """What the page's own "export (API)" gives. Refuses nodes, sockets and widgets that the server does not have.
 
-    muted: whether muted nodes are switched on; else they are left out, as the page does.
+    muted, bypassed: whether such nodes are switched on; else they are left out or wired past, as the page does.
     """
     left_out = () if muted else (MUTED,)
     nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] not in NOTES and n.get("mode", 0) not in left_out}
     graph: Graph = {}
-    for node_id, node in nodes.items():
-        if node.get("mode", 0) == BYPASSED:
-            raise WorkflowError(f"Node {node_id} ({node['type']}) is bypassed; ship it switched on or muted.")
+    for node in nodes.values():
         if node["type"] not in object_info:
             raise WorkflowError(f"The server has no node {node['type']!r}.")
         info = object_info[node["type"]]
-        graph[str(node_id)] = {
+        graph[str(node["id"])] = {
             "class_type": node["type"],
             "inputs": _widget_values(node, info),
             "_meta": {"title": node.get("title") or info["display_name"]},
@@ -64,6 +64,20 @@ def api_form(workflow: Mapping[str, Any], object_info: Mapping[str, Any], muted:
         if name not in (known for known, *_ in _inputs(object_info[nodes[target]["type"]])):
             raise WorkflowError(f"{nodes[target]['type']} has no input {name!r}.")
         graph[str(target)]["inputs"][name] = [str(source), slot]
+    return graph if bypassed else _past(graph, [n for n in nodes.values() if n.get("mode", 0) == BYPASSED])
+
+
+def _past(graph: Graph, bypassed: Sequence[Mapping[str, Any]]) -> Graph:
+    """Each output of these nodes is what comes into their first input of its type."""
+    for node in bypassed:
+        inputs = graph.pop(str(node["id"]))["inputs"]
+        through = [next((i["name"] for i in node["inputs"] if i["type"] == o["type"]), "") for o in node["outputs"]]
+        for entry in graph.values():
+            for name, value in list(entry["inputs"].items()):
+                if isinstance(value, list) and value[0] == str(node["id"]):
+                    if (source := inputs.get(through[value[1]])) is None:
+                        raise WorkflowError(f"Node {node['id']} ({node['type']}) is bypassed, and leads nowhere.")
+                    entry["inputs"][name] = source
     return graph
 
 

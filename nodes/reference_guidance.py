@@ -32,12 +32,12 @@ class ReferenceGuidance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "reference_probability",
-                    default=0.9,
+                    default=0.2,
                     min=0.0,
                     max=1.0,
                     step=0.01,
                     tooltip="How many of the steps pull toward the subject; the others follow the text at the "
-                    "sampler's own CFG. 0.9 is the paper's; lower it to 0.5 when shapes or the text get lost.",
+                    "sampler's own CFG. 0.9 is the paper's; the more, the less of the text is followed.",
                 ),
                 *advanced(
                     io.Float.Input(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import workflow
-from lab.demo import CHECKPOINT, FAMILY, GUIDANCE, PROBABILITY, S_S_A
+from lab.demo import FAMILY, S_S_A
 from lab.host import say
 from lab.inside import host_tree
 from lab.server import ComfyServer
@@ -158,10 +158,7 @@ class Studio:
         workflow.node(graph, "KSampler").update(seed=seed, **sampling)
         workflow.node(graph, "Prompt")["text"] = self._prompt(way, prompt)
         if way == "before":
-            return _reached(workflow.without(graph, GUIDANCE, S_S_A))
-        for node in graph.values():
-            if node["class_type"] == GUIDANCE and Path(plan.checkpoint) == CHECKPOINT:
-                node["inputs"]["reference_probability"] = PROBABILITY
+            return _reached(workflow.without(graph, S_S_A))
         graph["subject"] = _node("DreamTunerLoadSubject", file=f"{SUBJECT}.safetensors")
         _relink(graph, [workflow.node_id(graph, "Encode Subject Image"), 0], ["subject", 0])
         if way == "tuned":

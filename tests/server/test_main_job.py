@@ -38,7 +38,9 @@ def reference(path: Path, alpha: bool = True) -> Path:
 def whole(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     """The shipped workflow, on the mini base; copy it before changing it."""
     path = reference(tmp_path_factory.mktemp("reference") / "disc.png")
-    return demo_graph(server, path, "a teapot, on white", "a teapot, on grass", SEED, STEPS)
+    graph = demo_graph(server, path, "a teapot, on white", "a teapot, on grass", SEED, STEPS)
+    node(graph, "Reference Guidance")["reference_probability"] = 0.5  # so that few steps hold some of both kinds
+    return graph
 
 
 @pytest.fixture(scope="module")

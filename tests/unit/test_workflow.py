@@ -69,13 +69,24 @@ def test_muted_nodes_are_left_out_or_switched_on() -> None:
     assert api_form(muted, INFO, muted=True) == api_form(WORKFLOW, INFO)
 
 
+def test_bypassed_nodes_are_wired_past_or_switched_on() -> None:
+    bypassed = copy.deepcopy(WORKFLOW)
+    inputs = [{"name": "mask", "type": "MASK"}, {"name": "model", "type": "MODEL"}]
+    bypassed["nodes"][1] |= {"mode": 4, "inputs": inputs, "outputs": [{"name": "model", "type": "MODEL"}]}
+    bypassed["links"][0][4] = 1
+    assert api_form(bypassed, INFO) == without(api_form(WORKFLOW, INFO), "Patch")
+    assert set(api_form(bypassed, INFO, bypassed=True)) == {"1", "2", "3"}
+    del bypassed["links"][0]
+    with pytest.raises(WorkflowError, match=r"Node 2 \(Patch\) is bypassed, and leads nowhere"):
+        api_form(bypassed, INFO)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
         (("nodes", 0, "type"), "Gone", "no node 'Gone'"),
         (("nodes", 1, "widgets_values"), [], "no value for its widget 'weight'"),
         (("nodes", 1, "widgets_values"), [0.5, "y", 3], "left over"),
-        (("nodes", 1, "mode"), 4, "bypassed"),
         (("nodes", 1, "inputs", 0, "name"), "models", "no input 'models'"),
         (("links", 0, 2), 1, "no MODEL"),
         (("links", 0, 2), 5, "no MODEL"),
