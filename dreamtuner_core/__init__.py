@@ -1,4 +1,4 @@
 """The DreamTuner method (Hua et al., arXiv 2312.13691).
 
-This ground floor imports torch and never comfy; `dreamtuner_core.host` is the only room that does.
+Only `dreamtuner_core.host` (and `pretraining`) import ComfyUI; everything else needs torch alone.
 """

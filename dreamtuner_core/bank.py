@@ -1,4 +1,4 @@
-"""Reference keys and values, kept per noise level: they depend on the reference, never on the new picture."""
+"""A cache of reference keys and values by noise level: they depend on the reference, never on the new image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-KEPT_RUNS = 4  # what so many runs in a row did not use is dropped
+KEPT_RUNS = 4  # an entry that so many runs in a row did not use is dropped
 
 
 class LayerFeatures(NamedTuple):
@@ -55,9 +55,10 @@ _Place = tuple[dict[Hashable, _Entry], Hashable, _Entry]  # an entry, and where 
 
 
 class ReferenceBank:
-    """The features of references, by the latent x^r and by a key of everything else that they depend on.
+    """A cache of reference features, by the latent x^r and by a key of everything else that they depend on.
 
-    The latent is held weakly: its features are freed with it. What KEPT_RUNS runs did not use is dropped.
+    The latent is held by a weak reference: its features are freed with it. Entries that KEPT_RUNS runs did not use are
+    dropped.
     """
 
     def __init__(self) -> None:
@@ -65,7 +66,7 @@ class ReferenceBank:
         self._run = 0
 
     def begin_run(self) -> None:
-        """Count the runs, and drop what the last ones did not use."""
+        """Count the runs, and drop entries that the last ones did not use."""
         self._run += 1
         for entries in self._by_latent.values():
             for key in [key for key, entry in entries.items() if entry.last_run < self._run - KEPT_RUNS]:
@@ -88,7 +89,7 @@ class ReferenceBank:
         self._by_latent.setdefault(latent, {})[key] = entry
 
     def nbytes(self, device: torch.device | None = None) -> int:
-        """Bytes kept, in all or on one device."""
+        """Bytes used in total, or on one device."""
         return sum(size(entry.features) for _, _, entry in self._entries() if device in (None, entry.device))
 
     def move(

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and read, if they are a stranger's, within bounds."""
+"""Files: written completely or not at all, and read within limits, because they may come from anywhere."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ LONGEST_JSON = 2**20  # characters of a JSON text in the metadata
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` an unfinished file beside `path`, then give it its name: what stood there before stays until then.
+    """`write` to a temporary file beside `path`, then rename it: the previous file stays until then.
 
-    Raises what `write` raises, and OSError where the disk refuses; nothing unfinished is left, unless the process is
-    killed, and then a later write of that name removes it (`sweep`).
+    Raises what `write` raises, and OSError if the disk fails. The temporary file is removed; if the process is killed,
+    the next write to that path removes it (`sweep`).
     """
     write_all_whole({path: write})
 
 
 def write_all_whole(files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """The same for several files that belong together: none gets its name before all are written."""
+    """The same for several files that belong together: none is renamed before all are written."""
     unfinished: dict[Path, Path] = {}
     try:
         for path, write in files.items():
@@ -58,7 +58,7 @@ def _write(unfinished: Path, write: Callable[[Path], object]) -> None:
 
 
 def sweep(path: Path, older_than: float = 0) -> None:
-    """Remove what killed processes left of `path`. older_than: seconds since the last write; 0 where nobody writes."""
+    """Remove temporary files of killed processes. older_than: seconds since the last write; 0 if nobody is writing."""
     with suppress(OSError):
         for left in path.parent.iterdir():
             if left.name.startswith(f".{path.name}.") and left.name.endswith(UNFINISHED):
@@ -68,9 +68,9 @@ def sweep(path: Path, older_than: float = 0) -> None:
 
 
 def read_whole(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, copied: nothing of the file stays mapped or open.
+    """Tensors and metadata of a safetensors file, copied, so that the file is not left mapped or open.
 
-    Windows replaces no file that is mapped. Raises ValueError, in a few words, for what is no whole file of that kind.
+    Windows cannot replace a mapped file. Raises ValueError, in a few words, for a file that is damaged or another kind.
     """
     try:
         check_header(path)
@@ -83,7 +83,7 @@ def read_whole(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
 
 
 def metadata_of_file(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata of a safetensors file; empty where it is none."""
+    """The metadata of a safetensors file; empty if it is not one."""
     try:
         check_header(path)
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -95,7 +95,7 @@ def metadata_of_file(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def check_header(path: str | os.PathLike[str], largest: int = LARGEST_HEADER) -> None:
-    """Raise SafetensorError for what is no plain file, or one whose header is larger than `largest` bytes.
+    """Raise SafetensorError if this is not a regular file, or its header is larger than `largest` bytes.
 
     safetensors reads a header of any size up to 100 MB as JSON, in half a minute and gigabytes.
     """
@@ -108,7 +108,7 @@ def check_header(path: str | os.PathLike[str], largest: int = LARGEST_HEADER) ->
 
 
 def plain_json(text: str | None, longest: int = LONGEST_JSON) -> Any:
-    """What a JSON text of a stranger says; None where it says nothing, is too long, or too deep to be read."""
+    """Parse a JSON text from an unknown source; None if it is invalid, too long, or nested too deeply."""
     if not isinstance(text, str) or len(text) > longest:
         return None
     try:

@@ -26,7 +26,7 @@ TIMESTEPS = 1000  # dt and dt' are counted in these, whatever the number of samp
 
 @dataclass(frozen=True)
 class Guidance:
-    """reference_scale: w_r, 1 = no extra pull. reference_probability: p_r in 0..1.
+    """reference_scale: w_r, 1 has no effect. reference_probability: p_r in 0..1.
 
     dt, dt_uncond: 0..1000 timesteps; how much cleaner the wanted side's reference is, how much noisier the other's.
     """
@@ -48,16 +48,16 @@ class Guidance:
     def toward_reference(self, seed: int, step_sigma: float) -> bool:
         """Eq. 6's draw: True for Eq. 4, False for Eq. 5.
 
-        lambda depends on the sampler's seed and on the step's own sigma alone: the same for every row of every batch,
-        and for a run that is done in two halves. What a second-order sampler asks at the sigma where the next step
-        begins is drawn with that step.
+        lambda depends only on the sampler's seed and the sigma of the step: it is the same for every row of every
+        batch, and for a run that is split in two. A second-order sampler's call at the sigma of the next step uses
+        that step's draw.
         """
         lam = random.Random(f"{seed}:{step_sigma:.5e}").random()
         return lam < self.reference_probability
 
 
 def step_sigma(sigma: float, schedule: Sequence[float]) -> float:
-    """The sigma at which the step began that evaluates the model at sigma.
+    """The sigma at which the current step began, for a call of the model at sigma.
 
     schedule: the sampler's sigmas, falling. A sigma above them all (churn) belongs to the first step.
     """
@@ -66,7 +66,7 @@ def step_sigma(sigma: float, schedule: Sequence[float]) -> float:
 
 
 def shift_sigma(sigma: float, timesteps: float, sigmas: Sequence[float]) -> float:
-    """The noise level that lies so many timesteps later (noisier) or, below zero, earlier (cleaner) than sigma.
+    """The noise level that many timesteps above sigma (noisier) or, below zero, under it (cleaner).
 
     sigmas: the model's TIMESTEPS training levels, rising. Interpolated in log sigma, clamped to the table's ends.
     """
@@ -80,7 +80,7 @@ def shift_sigma(sigma: float, timesteps: float, sigmas: Sequence[float]) -> floa
 
 
 def position(sigma: float, sigmas: Sequence[float]) -> float:
-    """Where in the table sigma lies, 0..len(sigmas) - 1, between two levels by its logarithm."""
+    """The position of sigma in the table, 0..len(sigmas) - 1, interpolated by its logarithm."""
     last, sigma = len(sigmas) - 1, min(max(sigma, sigmas[0]), sigmas[-1])
     above = min(bisect_right(sigmas, sigma), last)
     low, high = math.log(sigmas[above - 1]), math.log(sigmas[above])

@@ -1,8 +1,8 @@
 """One subject encoder in one safetensors file: its weights, and in the metadata what it is and what it is for.
 
-Two layouts are read. Our own says what it is in its metadata (`save`). An IP-Adapter's has no metadata worth the name
-and is known by its keys. A file is foreign matter: nothing of it is built or read into memory before the header's
-names, shapes and types are those that its own configuration asks for.
+Two layouts are read. Our own has a description in its metadata (`save`). An IP-Adapter has no useful metadata and is
+recognised by its keys. A file may come from anywhere, so it is checked first: no network is built and no weight is read
+before the names, shapes and types in the header match the configuration.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Origin:
 
 
 def save(path: str | os.PathLike[str], encoder: SubjectEncoder, origin: Origin = Origin()) -> None:
-    """Write the encoder, its tower included, to a file at that path: whole, or not at all."""
+    """Write the encoder, including its image tower, to that path. The file is complete or not written at all."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in encoder.state_dict().items()}
     write_whole(Path(path), lambda unfinished: save_file(weights, unfinished, metadata_of(encoder.config, origin)))
 
 
 def metadata_of(config: EncoderConfig, origin: Origin) -> dict[str, str]:
-    """What a file of such an encoder says of itself."""
+    """The metadata of an encoder's file."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -58,10 +58,10 @@ def metadata_of(config: EncoderConfig, origin: Origin) -> dict[str, str]:
 def read(
     path: str | os.PathLike[str], operations: Any = nn, dtype: torch.dtype | None = None
 ) -> tuple[SubjectEncoder | IPAdapter, Origin]:
-    """The encoder in that file, on the CPU, in the file's own types or in that one.
+    """Load the encoder from that file to the CPU. dtype: of its weights; None keeps the file's own.
 
-    operations: what gives Linear, LayerNorm, ... (torch.nn, or a host's). Raises ValueError, in one sentence that says
-    what the file is and what was needed, for one that is not whole, not of a kind known here, or holds no numbers.
+    operations: a module with Linear, LayerNorm, ... (torch.nn, or the host's). Raises ValueError, in one sentence that
+    says what the file is and what was expected, for a file that is incomplete, of an unknown kind, or holds NaN.
     """
     name = Path(path).name
     try:
@@ -71,13 +71,13 @@ def read(
             weights = {key: file.get_tensor(key).clone() for key in list(file.keys())}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"'{name}' is no whole safetensors file ({shown(error)}); take it again from where it comes from."
+            f"'{name}' is no whole safetensors file ({shown(error)}); download or copy it again."
         ) from error
     except ValueError as error:
         raise ValueError(f"'{name}' {error}") from error
     bad = next((key for key, weight in weights.items() if not torch.isfinite(weight).all()), None)
     if bad is not None:
-        raise ValueError(f"'{name}' holds values that are no numbers (NaN or infinity, in {shown(bad)}); it is spoilt.")
+        raise ValueError(f"'{name}' holds NaN or infinite values in {shown(bad)}; download or copy it again.")
     if dtype is not None:
         weights = {key: weight.to(dtype) for key, weight in weights.items()}
     encoder.load_state_dict(weights, assign=True)
@@ -85,7 +85,7 @@ def read(
 
 
 def _described(file: Any, operations: Any) -> tuple[SubjectEncoder | IPAdapter, Origin]:
-    """What the header says it holds, built without weights. Raises ValueError, the file's name left out."""
+    """Build the encoder from the header, without weights. Raises ValueError, without the file's name."""
     metadata, keys = file.metadata() or {}, list(file.keys())
     if len(keys) > MOST_WEIGHTS:
         raise ValueError(f"has {len(keys)} weights, and no subject encoder has more than {MOST_WEIGHTS}.")
@@ -108,7 +108,7 @@ def _described(file: Any, operations: Any) -> tuple[SubjectEncoder | IPAdapter, 
 
 
 def _own(metadata: Mapping[str, str], operations: Any) -> tuple[SubjectEncoder, Origin]:
-    """What a file of DreamTuner's own pre-training says it holds."""
+    """The encoder of a file from DreamTuner's own pre-training, without weights."""
     if metadata.get("version") != VERSION:
         raise ValueError(f"is of version {shown(metadata.get('version'))}, and this pack reads {VERSION}; update it.")
     config, training = (_loads(metadata, key) for key in ("config", "training"))
@@ -141,5 +141,5 @@ def _check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, t
 def _loads(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     value = plain_json(metadata.get(key))
     if not isinstance(value, dict):
-        raise ValueError(f"has no readable {key} in its metadata; take it again from where it comes from.")
+        raise ValueError(f"has no readable {key} in its metadata; download or copy it again.")
     return value

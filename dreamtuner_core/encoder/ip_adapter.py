@@ -35,13 +35,13 @@ LARGEST = 16384  # of any width
 
 
 def is_ip_adapter(keys: Collection[str]) -> bool:
-    """Whether these are the names of an IP-Adapter's weights, of whatever kind."""
+    """Whether these are the weight names of an IP-Adapter, of any kind."""
     return bool(keys) and all(key.startswith(("image_proj.", "ip_adapter.")) for key in keys)
 
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """width of the latents, how many layers, inner width of the attention and of the feed-forward."""
+    """width: of the latents. layers: their number. inner, hidden: widths of attention and feed-forward."""
 
     width: int
     layers: int
@@ -51,7 +51,7 @@ class ResamplerConfig:
 
 @dataclass(frozen=True)
 class IPAdapterConfig:
-    """context_width: of the text context. embedding_width: of what is read of the CLIP. tokens: made of one picture.
+    """context_width: of the text context. embedding_width: of the CLIP output. tokens: per image.
 
     pairs: inner width of each cross-attention, by N. resampler: of the plus kind; None for the plain one.
     """
@@ -68,7 +68,7 @@ class IPAdapterConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> IPAdapterConfig:
-        """By the layout. Raises ValueError, the file's name left out, for a kind that is not known here."""
+        """Recognise the kind by the weights' shapes. Raises ValueError, without the file's name, for unknown kinds."""
         projection = {
             key.removeprefix("image_proj."): shape for key, shape in shapes.items() if key.startswith("image_proj.")
         }
@@ -94,7 +94,7 @@ class IPAdapterConfig:
 
 
 class IPAdapter(nn.Module):
-    """Image tokens and their keys and values; its weights are named as in the public files."""
+    """Image tokens and their keys and values. The weights are named as in the public files."""
 
     def __init__(self, config: IPAdapterConfig, operations: Any = nn, **kind: Any) -> None:
         """operations: what gives Linear and LayerNorm (torch.nn, or a host's). kind: dtype and device of weights."""
@@ -109,7 +109,7 @@ class IPAdapter(nn.Module):
         )
 
     def pairs(self) -> dict[int, KeyValueProjection]:
-        """The projections by N."""
+        """The key and value projections by N."""
         return {int(n): cast("KeyValueProjection", pair) for n, pair in self.ip_adapter.items()}
 
     def tokens(self, seen: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class ImageProjection(nn.Module):
 
 
 class Resampler(nn.Module):
-    """The plus kind: hidden states [B, T, E] -> [B, tokens, C], by latents that look at them."""
+    """The plus kind: learned latents attend to the hidden states, [B, T, E] -> [B, tokens, C]."""
 
     def __init__(self, config: IPAdapterConfig, operations: Any, **kind: Any) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Resampler(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """Latents [B, M, W] look at hidden states [B, T, W] and at themselves."""
+    """Latents [B, M, W] attend to hidden states [B, T, W] and to themselves."""
 
     def __init__(self, width: int, inner: int, operations: Any, **kind: Any) -> None:
         super().__init__()
@@ -203,13 +203,13 @@ class KeyValueProjection(nn.Module):
 def beside_text(
     text: Tensor, q: Tensor, image: KeysValues, heads: int, beta: float, attention: Attention = softmax_attention
 ) -> Tensor:
-    """The formula at the module's top. text: [B, N, inner], what the cross-attention gives; q: [B, N, inner]."""
+    """Eq. 5 above -> [B, N, inner]. text: [B, N, inner], the cross-attention's output. q: [B, N, inner]."""
     k, v = (x.expand(q.shape[0], -1, -1) for x in image)
     return text + beta * attention(q, k, v, heads)
 
 
 def numbered(layers: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """The layers with the N that the public files give them. A layer begins with its part: input, middle or output."""
+    """The layers with their N in the public files. layers: tuples whose first value is input, middle or output."""
     order = {"input": 0, "output": 1, "middle": 2}
     for i, layer in enumerate(sorted(layers, key=lambda layer: order[layer[0]])):  # stable: else as they run
         yield 2 * i + 1, layer

@@ -4,11 +4,11 @@
 
 SE: ResBlocks over the hidden states of five layers of a frozen image tower, concatenated on the channel axis. SEA: in
 every transformer block, between self-attention and text cross-attention, an attention layer of that cross-attention's
-own heads, whose output projection starts at zero: at the start the U-Net is what it was, to the bit.
+own heads, whose output projection starts at zero: before training the U-Net's output is bit-identical.
 
-**Ours**, where the paper is silent: each layer's hidden states are brought to one scale (a layer norm without weights)
-before they are concatenated; a ResBlock is norm, linear, SiLU, linear beside a skip, token by token; the tokens end in
-a layer norm, as a text's do; S-E-A's q, k and v have no bias, as the cross-attention's have none.
+**Ours**, where the paper is silent: each layer's hidden states are normalised (a layer norm without weights) before
+they are concatenated; a ResBlock is norm, linear, SiLU, linear with a residual connection, per token; a layer norm ends
+the tokens, as it ends a text; S-E-A's q, k and v have no bias, like the cross-attention's.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ TRAINED_AT = 1.0  # beta while training; 0.2 is the usual strength afterwards (4
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
-    """The paper's layers for a tower of that depth: the same fractions of it, each once, none before the first."""
+    """The paper's layers, scaled to a tower of that depth: the same fractions, without repeats, 1 at least."""
     return tuple(dict.fromkeys(max(1, round(layer * depth / PAPERS_DEPTH)) for layer in PAPERS_LAYERS))
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What a subject encoder is built for. Raises ValueError, in one sentence, for what cannot be built.
+    """Everything needed to build a subject encoder. Raises ValueError, in one sentence, for an invalid value.
 
-    family: name of the base models that it is for, such as sd1, sd2, sdxl. context_width: of their text context.
-    tower_width, tower_layers: of the image tower. tokens: what the tower makes of a picture, a class token included.
-    layers: the hidden states that are read, each after so many of the tower's layers (0 is the embedding).
+    family: of its base models, such as sd1, sd2, sdxl. context_width: of their text context. tower_width, tower_layers:
+    of the image tower. tokens: of the tower per image, with the class token.
+    layers: the hidden states to use, each the output of that tower layer (0 is the embedding).
     blocks: the U-Net's transformer blocks by name, `input_4_0` for block 0 of the transformer in input block 4.
     res_blocks: how many ResBlocks. tower: the tower that the file carries; None for the host's CLIP vision model.
     """
@@ -86,12 +86,12 @@ class EncoderConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they are stored with the weights."""
+        """Plain values for the file's metadata."""
         return asdict(self) | {"blocks": {name: asdict(shape) for name, shape in self.blocks.items()}}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> EncoderConfig:
-        """The reverse of `to_dict`. Raises ValueError for what is no configuration of this kind."""
+        """The reverse of `to_dict`. Raises ValueError for anything else."""
         try:
             tower = stored.get("tower")
             return cls(
@@ -107,7 +107,7 @@ class EncoderConfig:
 
     @classmethod
     def for_unet(cls, unet: Any, family: str, tower: TowerConfig | None = None, **fields: Any) -> EncoderConfig:
-        """For that U-Net, at the paper's layers. fields: any field, and without a tower of its own the tower_ ones."""
+        """For that U-Net, with the paper's layers. fields: any others; without `tower` the tower_ ones are needed."""
         blocks = transformer_blocks(unet)
         found: dict[str, Any] = {"blocks": attention_shapes(blocks), "context_width": context_width(blocks)}
         if tower is not None:
@@ -117,7 +117,7 @@ class EncoderConfig:
 
 
 class SubjectEncoder(nn.Module):
-    """SE and every S-E-A of one U-Net: what is trained once and kept in one file.
+    """SE and every S-E-A of one U-Net, trained once and saved in one file.
 
     B pictures, L layers of the tower, T tokens, W the tower's width, C the text context's width.
     """
@@ -152,12 +152,12 @@ class SubjectEncoder(nn.Module):
         return cast("dict[str, SubjectEncoderAttention]", dict(self.attentions.items()))
 
     def learned(self) -> Iterator[nn.Parameter]:
-        """What pre-training changes: ResBlocks and S-E-A. The tower stays as it is."""
+        """The parameters that pre-training updates: ResBlocks and S-E-A. The image tower stays frozen."""
         return (p for name, p in self.named_parameters() if not name.startswith("tower."))
 
 
 class ResBlock(nn.Module):
-    """[B, T, n_in] -> [B, T, n_out]: x + f(x), x brought to n_out where the widths differ."""
+    """[B, T, n_in] -> [B, T, n_out]: x + f(x), with a projection of x where the widths differ."""
 
     def __init__(self, n_in: int, n_out: int, operations: Any = nn, **kind: Any) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class KeysValues(NamedTuple):
 
 
 class SubjectEncoderAttention(nn.Module):
-    """SEA(LN(h), SE(r)) of one transformer block; width, heads and head size as its cross-attention's."""
+    """SEA(LN(h), SE(r)) of one transformer block; width, heads and head size are its cross-attention's."""
 
     def __init__(self, shape: AttentionShape, context_width: int, operations: Any = nn, **kind: Any) -> None:
         super().__init__()
@@ -193,11 +193,11 @@ class SubjectEncoderAttention(nn.Module):
             self.to_out.bias.zero_()
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
-        """Of the subject's tokens [B or 1, T, C]: the same at every step, so a run projects them once."""
+        """Project the subject's tokens [B or 1, T, C]; they are the same at every step, so once per run is enough."""
         return KeysValues(self.to_k(tokens), self.to_v(tokens))
 
     def forward(self, h: Tensor, subject: KeysValues, attention: Attention = softmax_attention) -> Tensor:
-        """h: [B, N, width], after self-attention -> [B, N, width], what Eq. 1 multiplies by beta."""
+        """h: [B, N, width], after self-attention -> [B, N, width], which Eq. 1 multiplies by beta."""
         k, v = (x.expand(h.shape[0], -1, -1) for x in subject)
         return self.to_out(attention(self.to_q(self.norm(h)), k, v, self.heads))
 
@@ -209,12 +209,12 @@ def inserted(
     tokens: Tensor,
     beta: float | Tensor = TRAINED_AT,
 ) -> Iterator[None]:
-    """Eq. 1 in every transformer block of a plain torch U-Net, while this lasts.
+    """A context in which every transformer block of a plain torch U-Net computes Eq. 1.
 
-    tokens: SE(r), [B or 1, T, C]. beta: one number, or [B], a row's 0 leaving that row's subject out. Each block has
-    norm1, attn1, norm2, attn2, and adds what attn1 gives to what norm1 was given: the original layout, and diffusers'.
-    Gradients go through it. Gradient checkpointing runs blocks again, so leave it only after the backward pass. A host
-    with a hook of its own between the two attentions calls the S-E-A layers from there instead.
+    tokens: SE(r), [B or 1, T, C]. beta: one number, or [B], where 0 leaves out that row's subject. Each block has
+    norm1, attn1, norm2, attn2, and adds the output of attn1 to the input of norm1: the original layout, and diffusers'.
+    Gradients flow through it. Gradient checkpointing runs blocks again, so leave it only after the backward pass. A
+    host with its own hook between the two attentions calls the S-E-A layers from there instead.
     """
     weight = beta if isinstance(beta, float | int) else beta.reshape(-1, 1, 1)
     with ExitStack() as hooks:

@@ -1,4 +1,4 @@
-"""A small image tower that a subject encoder's own file can carry, where no CLIP of the right kind is at hand.
+"""A small image tower that can be stored in a subject encoder's own file, for use without a CLIP vision model.
 
 A vision transformer over a convolutional stem (Xiao et al., arXiv 2106.14881: a small tower on few pictures learns
 better from one than from plain patches).
@@ -47,10 +47,10 @@ class TowerConfig:
 
 
 class ImageTower(nn.Module):
-    """Pictures -> hidden states [B, T, W] after any of its layers; T tokens, row by row, W the tower's width."""
+    """Images -> hidden states [B, T, W] after any of its layers; T tokens, row by row; W the tower's width."""
 
     def __init__(self, config: TowerConfig, operations: Any = nn, **kind: Any) -> None:
-        """operations: what gives Linear, Conv2d and LayerNorm (torch.nn, or a host's). kind: dtype and device."""
+        """operations: a module with Linear, Conv2d and LayerNorm (torch.nn, or the host's). kind: dtype and device."""
         super().__init__()
         self.config = config
         halvings = int(math.log2(config.patch))
@@ -66,7 +66,7 @@ class ImageTower(nn.Module):
         self.norm = operations.LayerNorm(config.width, **kind)
 
     def hidden_states(self, pictures: Tensor, layers: Sequence[int]) -> Tensor:
-        """Pictures [B, 3, side, side] in 0..1 -> [B, L, T, W]: the states after so many layers, 0 is the embedding."""
+        """Images [B, 3, side, side] in 0..1 -> [B, L, T, W]: the output of each of these layers; 0 is the embedding."""
         h, found = self.embed(pictures), {}
         if 0 in layers:
             found[0] = h
@@ -79,7 +79,7 @@ class ImageTower(nn.Module):
         return torch.stack([found[i] for i in layers], dim=1)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, side, side] in 0..1 -> one vector each, [B, W]: what a pre-training objective looks at."""
+        """Images [B, 3, side, side] in 0..1 -> one embedding each, [B, W], for training the tower itself."""
         h = self.embed(pictures)
         for layer in self.layers:
             h = layer(h)

@@ -1,1 +1,1 @@
-"""The rooms that import comfy: how the method meets its host."""
+"""The part of the pack that imports ComfyUI: how the method is connected to its host."""

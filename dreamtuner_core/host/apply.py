@@ -1,4 +1,4 @@
-"""What the nodes ask for: a model that reads a subject, a model whose steps are guided by it."""
+"""What the nodes call: each function gives a clone of the model with one more setting noted on it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def apply_subject(
     region: Tensor | None = None,
     negative_weight: float = NEGATIVE_WEIGHT,
 ) -> ModelPatcher:
-    """A clone of the model that reads the subject with weight w_ref, from start to end (0..1 of sampling).
+    """A clone of the model with self-subject attention of weight w_ref, from start to end (0..1 of sampling).
 
-    region: MASK [H, W] over the picture being made, [B, H, W] with one for each of a batch, or None. negative_weight:
-    the share of w_ref, 0..1, that the unwanted side of guidance reads with. Raises ValueError, in one sentence, where
-    the model cannot read this subject or a number is out of range.
+    region: MASK [H, W] over the generated image, or [B, H, W], one per image of the batch, or None. negative_weight:
+    the share of w_ref, 0..1, for the negative side of guidance. Raises ValueError, in one sentence, if the model does
+    not fit the subject or a number is out of range.
     """
     check_number("reference_weight", weight, 0, 100, usual="; 2.5 to 3 is usual")
     check_number("negative_weight", negative_weight, 0, 1, usual=", a share of reference_weight")
@@ -51,9 +51,9 @@ def apply_subject(
 def apply_encoder(
     model: ModelPatcher, subject: Subject, strength: float, start: float = 0.0, end: float = 1.0
 ) -> ModelPatcher:
-    """A clone of the model into which the encoded subject is brought with strength beta, from start to end (0..1).
+    """A clone of the model with subject-encoder attention of strength beta, from start to end (0..1 of sampling).
 
-    Raises ValueError, in one sentence, for a subject that is not encoded, or by an encoder of another family.
+    Raises ValueError, in one sentence, if the subject is not encoded, or by an encoder of another model family.
     """
     check_number("strength", strength, 0, 10, usual="; 0.2 is usual")
     _check_range(start, end)
@@ -67,7 +67,7 @@ def apply_encoder(
 
 
 def apply_guidance(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
-    """A clone of the model whose steps follow Eq. 4-6. Raises ValueError for what is no U-Net of ours."""
+    """A clone of the model with interleaved guidance, Eq. 4-6. Raises ValueError for an unsupported model."""
     self_attentions(model)
     return with_guidance(model, guidance)
 
@@ -98,7 +98,7 @@ def _check_family(model: ModelPatcher, encoder: LoadedEncoder) -> None:
 
 
 def check_fit(model: ModelPatcher, subject: Subject) -> None:
-    """Raise ValueError, in one sentence, for a model that is no U-Net of ours, or cannot read this subject."""
+    """Raise ValueError, in one sentence, for an unsupported model, or one that does not fit the subject."""
     self_attentions(model)
     channels, expected = subject.latent.shape[1], model.model.latent_format.latent_channels
     if subject.latent.ndim != 4 or channels != expected:
@@ -121,7 +121,7 @@ def check_fit(model: ModelPatcher, subject: Subject) -> None:
 
 
 def _checked_region(region: Tensor) -> Tensor:
-    """A region MASK as [1 or B, H, W] in 0..1. Raises ValueError for one that is empty."""
+    """A region MASK as [1 or B, H, W] in 0..1. Raises ValueError if it is empty."""
     if region.ndim < 2:
         raise ValueError(f"expected a region of rows and columns, but got a tensor of shape {tuple(region.shape)}.")
     region = region.reshape(region.shape[:-2].numel(), *region.shape[-2:])
@@ -143,17 +143,17 @@ def with_settings(model: ModelPatcher, change: Callable[[Settings], Settings]) -
 
 
 def with_subject(model: ModelPatcher, applied: AppliedSubject) -> ModelPatcher:
-    """A clone that reads one more subject, all its pictures."""
+    """A clone with one more subject, all images of it."""
     return with_settings(model, lambda s: replace(s, subjects=(*s.subjects, *applied.of_each_picture())))
 
 
 def with_guidance(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
-    """A clone whose steps follow Eq. 4-6."""
+    """A clone with interleaved guidance."""
     return with_settings(model, lambda s: replace(s, guidance=guidance))
 
 
 def with_encoder(model: ModelPatcher, applied: AppliedEncoder) -> ModelPatcher:
-    """A clone in which one more encoded subject is seen; the encoder's weights are loaded along with the model's."""
+    """A clone with one more encoded subject; the encoder's weights are loaded together with the model's."""
     patched = with_settings(model, lambda s: replace(s, encoders=(*s.encoders, applied)))
     patchers = [a.encoding.encoder.patcher for a in patched.get_attachment(KEY).encoders if a.strength > 0]
     patched.set_additional_models(KEY, list({id(p.model): p for p in patchers}.values()))

@@ -1,4 +1,4 @@
-"""One way to ask the model: the conditions of each row as the host's sampler makes them, and the U-Net's own output."""
+"""Calling the model outside of sampling: its conditions as the host's sampler prepares them, and its raw output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Text(NamedTuple):
 
     @classmethod
     def of(cls, conditioning: list) -> Text:
-        """The first text of the host's CONDITIONING, not copied."""
+        """The first text of the host's CONDITIONING, without a copy."""
         (cross, more), *_ = conditioning
         return cls(cross, more.get("pooled_output"))
 
@@ -37,10 +37,10 @@ class Text(NamedTuple):
 def conditions(
     model: BaseModel, latents: Tensor, texts: Sequence[Text], size: tuple[int, int] | None = None
 ) -> dict[str, Tensor]:
-    """What the U-Net reads beside the noisy latents: context, SDXL's y, an inpainting model's channels.
+    """The U-Net's inputs beside the noisy latents: text context, SDXL's y, an inpainting model's channels.
 
-    latents: [B or 1, C, h, w], of which only shape and device count. texts: one for each row. size: height and width in
-    pixels that SDXL reads; 8 times the latents' where None. Gives keyword arguments of the host's `apply_model`.
+    latents: [B or 1, C, h, w]; only shape and device are used. texts: one per row. size: SDXL's height and width in
+    pixels; None is 8 times the latents'. Returns keyword arguments for the host's `apply_model`.
     """
     blank = torch.zeros_like(latents[:1])
     found: dict[str, list[Any]] = {}
@@ -58,10 +58,10 @@ def conditions(
 def unet_output(
     model: BaseModel, noisy: Tensor, sigma: Tensor, conditions: Mapping[str, Tensor], options: Options, **more: Any
 ) -> Tensor:
-    """What the U-Net gives for [B, C, h, w] at the noise levels [B], before the host makes x0 of it, in float32.
+    """The raw output of the U-Net in float32, [B, C, h, w], before the host turns it into x0.
 
-    It is in the model's own parametrisation (eps or v). options: transformer_options of this call. more: arguments of
-    `apply_model`.
+    noisy: [B, C, h, w]. sigma: [B]. The output is eps or v, as the model was trained. options: transformer_options of
+    this call. more: arguments of `apply_model`.
     """
     output: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Folders of models that the pack adds to the host's own, extra_model_paths honoured."""
+"""The pack's model folders, registered with the host (extra_model_paths included), and safetensors files in them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SALT = secrets.token_bytes(16)  # of this process
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """models/<name>, and every other folder that the host has of that kind. also: of other packs, read as well."""
+    """models/<name>, and every other folder of that kind known to the host. also: other packs' folders to read from."""
 
     name: str
     also: tuple[str, ...] = ()
 
     def folders(self) -> list[Path]:
-        """Registered as the host's own are: when first asked for, beside what extra_model_paths already gave."""
+        """All folders. The first call registers models/<name>, in addition to those from extra_model_paths."""
         for name in (self.name, *self.also):
             known, _ = folder_paths.folder_names_and_paths.get(name, ((), ()))
             for folder in (str(Path(folder_paths.models_dir) / name), *known):
@@ -42,12 +42,12 @@ class ModelFolder:
         return [Path(folder) for folder in folder_paths.get_folder_paths(self.name)]
 
     def files(self) -> list[str]:
-        """Names of the files in them."""
+        """Names of the files in these folders."""
         self.folders()
         return [name for name in folder_paths.get_filename_list(self.name) if name.endswith(SUFFIX)]
 
     def path(self, file: str) -> Path:
-        """Where that file is. Raises ValueError for a name that is none of `files`."""
+        """The path of that file. Raises ValueError for a name that is not in `files`."""
         path = folder_paths.get_full_path(self.name, file) if file in self.files() else None
         if path is None:
             raise ValueError(
@@ -56,9 +56,9 @@ class ModelFolder:
         return Path(path)
 
     def fingerprint(self, file: str) -> str:
-        """What changes when the file does; empty where there is none.
+        """A text that changes when the file does; empty if there is no such file.
 
-        The host writes it into each picture, so it says nothing of when or how large.
+        The host saves it in every image, so it must not reveal dates or sizes.
         """
         try:
             found = self.path(file).stat()
@@ -68,7 +68,7 @@ class ModelFolder:
 
 
 class File(NamedTuple):
-    """A safetensors file to be written."""
+    """A safetensors file to write."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -79,12 +79,12 @@ class File(NamedTuple):
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """One safetensors file: whole, or not at all. Raises ValueError, in one sentence, where the disk refuses."""
+    """Write one safetensors file, completely or not at all. Raises ValueError, in one sentence, if that fails."""
     write_together([File(path, tensors, metadata)])
 
 
 def write_together(files: Sequence[File]) -> None:
-    """Files that belong together: all whole, or none of them changed. Raises ValueError as `write` does."""
+    """Write files that belong together: all of them, or none is changed. Raises ValueError as `write` does."""
     try:
         for file in files:
             file.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def write_together(files: Sequence[File]) -> None:
 
 
 def _refused(files: Sequence[File], error: Exception) -> str:
-    """What happened and what to do, without the absolute path that the system's own words hold."""
+    """What went wrong and what to do, without the absolute path in the system's own message."""
     where = ", ".join(place(file.path) for file in files)
     number = getattr(error, "errno", None)
     if found := re.search(r"os error (\d+)", str(error)):  # so safetensors says what the system refused
@@ -109,7 +109,7 @@ def _refused(files: Sequence[File], error: Exception) -> str:
 
 
 def place(path: Path) -> str:
-    """Where a file is, in few words and without the names of this machine's folders: 'loras/rex.safetensors'."""
+    """A file's place for messages, without absolute folders: 'loras/rex.safetensors'."""
     for root in (folder_paths.models_dir, folder_paths.get_user_directory()):
         if path.is_relative_to(root):
             inside = path.relative_to(root).as_posix()
@@ -118,7 +118,7 @@ def place(path: Path) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise ValueError where the folder cannot be written: better before the work than after it."""
+    """Raise ValueError if the folder is not writable, before long work begins."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".unfinished"):
@@ -128,7 +128,7 @@ def check_writable(folder: Path) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and metadata of a safetensors file, copied; None where there is none, or not a whole one."""
+    """Tensors and metadata of a safetensors file, copied; None if it is missing or damaged."""
     try:
         return read_whole(path)
     except ValueError:
@@ -136,7 +136,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as model sites state it."""
+    """SHA-256 of a file, as model sites show it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,7 +1,7 @@
-"""What a thing is, as a short text that is the same in every session: for what is kept on disk.
+"""Hashes of models, subjects and settings that are the same in every session: keys for results stored on disk.
 
-Weights are told apart by name, shape, type and some thousand of their values each, read all over them: a quick look
-at gigabytes. Two models that differ anywhere by training, merging or a LoRA differ there.
+Of each weight, name, shape, type and about a thousand values are hashed, spread over the whole tensor: fast for
+gigabytes. Models that differ by training, merging or a LoRA differ in these values.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from ..subject import Subject
 from .settings import KEY
 
-VALUES = 1024  # of a weight that are looked at
+VALUES = 1024  # of each weight
 
 
 class Fingerprint:
-    """A hash that is fed one thing after another."""
+    """A hash of several things, added one by one."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
     def add(self, *things: Any) -> Fingerprint:
-        """Plain values, and tensors as a whole."""
+        """Add plain values, and tensors with all their values."""
         for thing in things:
             if isinstance(thing, Tensor):
                 plain = thing.detach().cpu().contiguous()
@@ -39,7 +39,7 @@ class Fingerprint:
         return self
 
     def look_at(self, name: str, weight: Tensor) -> Fingerprint:
-        """Some of a weight's values."""
+        """Add some of a weight's values."""
         flat = weight.detach().reshape(-1)
         stride = max(1, flat.numel() // VALUES)
         self._text(f"{name} {weight.dtype} {tuple(weight.shape)}")
@@ -56,7 +56,7 @@ class Fingerprint:
 
 
 def of_network(network: nn.Module) -> str:
-    """A network's weights as they stand, as a VAE's, which nothing patches."""
+    """Of a network that nothing patches, such as a VAE, by its weights."""
     fingerprint = Fingerprint()
     for name, weight in sorted(network.state_dict().items()):
         fingerprint.look_at(name, weight)
@@ -64,7 +64,7 @@ def of_network(network: nn.Module) -> str:
 
 
 def of_model(patcher: ModelPatcher) -> str:
-    """A model or CLIP: its weights before any patch, the patches (LoRA) with their strengths, and its sampling."""
+    """Of a model or CLIP: its original weights, its patches (LoRA) with their strengths, and its sampling settings."""
     fingerprint = Fingerprint().add(type(patcher.model).__name__)
     for key, weight in sorted(patcher.model_state_dict().items()):  # the host's get_key_patches knows no quantised ones
         if key in patcher.hook_backup:
@@ -82,7 +82,7 @@ def of_model(patcher: ModelPatcher) -> str:
 
 
 def of_patches(patcher: ModelPatcher) -> str:
-    """What else is on a model, by name, and our own settings in full: what a sampling run with it would meet."""
+    """Of everything else on a model that affects sampling: other packs' patches by name, our own settings in full."""
     transformer = patcher.model_options.get("transformer_options", {})
     fingerprint = Fingerprint().add(sorted(map(str, transformer.get("patches", {}))))
     replaced = transformer.get("patches_replace", {})
@@ -102,7 +102,7 @@ def of_patches(patcher: ModelPatcher) -> str:
 
 
 def of_subject(subject: Subject) -> str:
-    """All that the subject's effect depends on."""
+    """Of everything that the subject's effect depends on."""
     fingerprint = Fingerprint().add(subject.picture, subject.latent, subject.noise_seed)
     fingerprint.add("no mask" if subject.mask is None else subject.mask)
     for cross, more in subject.caption or []:

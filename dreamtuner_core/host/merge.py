@@ -1,4 +1,4 @@
-"""A merge takes weights alone from its second model, so a subject on it is lost. The merge's run warns."""
+"""A model merge takes only the weights of its second model and loses a subject on it, so a warning is shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from comfy.patcher_extension import CallbacksMP
 from .progress import warn
 from .settings import KEY
 
-WEIGHTS = "diffusion_model."  # what a merge asks its second model for
+WEIGHTS = "diffusion_model."  # the prefix with which a merge asks for the weights of its second model
 LOST = (
     "DreamTuner: this merge takes only the weights of its second model, so the subject on it is left out. Merge "
     "first, and apply the subject to the result."
@@ -19,15 +19,15 @@ LOST = (
 
 
 def warn_when_merged(model: ModelPatcher) -> None:
-    """Warn when a merge asks this model, or a clone of it, for its weights."""
+    """Warn when a merge node asks this model, or a clone of it, for its weights."""
     model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
     model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, lambda _, clone: _listen(clone))
     _listen(model)
 
 
 def _listen(model: ModelPatcher) -> None:
-    """On this object alone; the host's class stays as it is."""
-    this = weakref.ref(model)  # a model that held itself would be freed only by the garbage collector
+    """Wrap get_key_patches of this object; the host's class is not changed."""
+    this = weakref.ref(model)  # a reference cycle would keep the model until the next garbage collection
 
     def get_key_patches(filter_prefix: str | None = None) -> Any:
         model = this()

@@ -1,6 +1,6 @@
-"""The tables that the host and all packs share during a call: which keys are read or written, and what absence means.
+"""Keys of transformer_options, which the host and all packs share during a call, and their meaning when absent.
 
-Other authors write these tables too, and call with tables of their own making, so nothing is taken for granted.
+Other packs write these options too, and some call the model with options of their own, so any key may be missing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PART = "ref_uncond_idxs"  # the rows of the batch that a call for some of them i
 
 
 def sides(options: Options) -> list[int]:
-    """The places of the batch's conditionings, as they stand now."""
+    """The side of each conditioning in the batch (1 is negative), as it is now."""
     return list(options.get(SIDES) or [0])
 
 
@@ -50,23 +50,23 @@ def precision(options: Options) -> torch.dtype | None:
 
 
 def grid(options: Options) -> tuple[int, int] | None:
-    """Rows and columns of the layer's tokens. With deep shrink they are no down-sampling of the latent."""
+    """Rows and columns of the layer's tokens. With deep shrink they are not the latent's size divided by 2^n."""
     shape = options.get(GRID)
     return None if shape is None else (int(shape[-2]), int(shape[-1]))
 
 
 def replacement(options: Options, kind: str, layer: tuple[str, int, int]) -> Patch | None:
-    """What stands in place of that layer's attention, by its full key or by its block's."""
+    """Another pack's replacement of that layer's attention, by the layer's key or its block's; None without one."""
     replaced = options.get(REPLACED, {}).get(kind, {})
     return replaced.get(layer, replaced.get(layer[:2]))
 
 
 def with_patches(options: Options, kind: str, patches: list[Callable[..., Any]]) -> Options:
-    """The options with these patches of one kind; the tables given are left as they are."""
+    """A copy of the options with these patches of one kind."""
     return {**options, PATCHES: {**options.get(PATCHES, {}), kind: patches}}
 
 
 def with_replacements(options: Options, kind: str, patches: dict[Any, Patch]) -> Options:
-    """The options with these replacements of one kind, over what stands there."""
+    """A copy of the options with these replacements of one kind; they take the place of others for the same layers."""
     replaced = options.get(REPLACED, {})
     return {**options, REPLACED: {**replaced, kind: {**replaced.get(kind, {}), **patches}}}

@@ -1,7 +1,7 @@
-"""Who is who: the conditioning and the picture of each row, at the U-Net's door and at a layer inside.
+"""Which row of a batch belongs to which conditioning and image, at the U-Net's input and at its layers.
 
-This is found out at the layer and never assumed: other packs cut pictures into tiles, fold rows, add rows to one
-side, or call a layer with some of the rows. Where it is not clear what they did, the run stops with an error.
+This is determined at each layer and never assumed: other packs cut images into tiles, fold rows, add rows to one side,
+or call a layer with some of the rows. If it is ambiguous, the run stops with an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the nodes note on a model: one attachment under KEY, read when a run begins."""
+"""The settings that the nodes store on a model: one attachment under KEY, read when a run begins."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..subject import Subject
 from .encoder.load import SubjectEncoding
 
 KEY = "dreamtuner"
-NEGATIVE_WEIGHT = 0.25  # the share of w_ref that the nodes let the unwanted side read with: docs/measure
+NEGATIVE_WEIGHT = 0.25  # the nodes' default share of w_ref for the negative side; measured in docs/measure
 BLOCKS = ("input", "middle", "output")  # of the U-Net
 
 
 class NoiseRange(NamedTuple):
-    """The noise levels (sigma) at which something is at work, from the first to the last."""
+    """The noise levels (sigma) at which something is applied, from the first to the last."""
 
     first: float
     last: float
@@ -32,11 +32,11 @@ class NoiseRange(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AppliedSubject:
-    """One subject at work.
+    """One subject applied to a model.
 
-    weight: w_ref. start, end: from when to when it is read, 0..1 of sampling. region: None or [1 or B, H, W] in 0..1.
-    negative_weight: the share of w_ref, 0..1, that the unwanted side of guidance reads with; 1 is Eq. 5 with dt' = 0.
-    end_weight: w_ref at `end`, reached in a straight line from `weight` at `start`; None where it stays.
+    weight: w_ref. start, end: when it is applied, 0..1 of sampling. region: None or [1 or B, H, W] in 0..1.
+    negative_weight: the share of w_ref, 0..1, for the negative side of guidance; 1 is Eq. 5 with dt' = 0.
+    end_weight: w_ref at `end`, interpolated linearly from `weight` at `start`; None keeps it constant.
     blocks: the parts of the U-Net whose self-attentions read it.
     """
 
@@ -50,14 +50,14 @@ class AppliedSubject:
     blocks: tuple[str, ...] = BLOCKS
 
     def weight_at(self, percent: float) -> float:
-        """w_ref at that part of sampling, 0..1."""
+        """w_ref at that point of sampling, 0..1."""
         if self.end_weight is None:
             return self.weight
         way = min(max((percent - self.start) / max(self.end - self.start, 1e-6), 0.0), 1.0)
         return self.weight + way * (self.end_weight - self.weight)
 
     def of_each_picture(self) -> list[AppliedSubject]:
-        """Its pictures, each with an equal share of the weight: Eq. 3 then sums to that of one subject."""
+        """Its images, each with an equal share of the weight, so that their sum in Eq. 3 is that of one subject."""
         pictures = self.subject.pictures()
         end = None if self.end_weight is None else self.end_weight / len(pictures)
         return [replace(self, subject=p, weight=self.weight / len(pictures), end_weight=end) for p in pictures]
@@ -65,7 +65,7 @@ class AppliedSubject:
 
 @dataclass(frozen=True, eq=False)
 class AppliedEncoder:
-    """One encoded subject at work. strength: beta. start, end: percent of sampling, 0..1."""
+    """One encoded subject applied to a model. strength: beta. start, end: when, 0..1 of sampling."""
 
     subject: Subject
     strength: float
@@ -80,7 +80,7 @@ class AppliedEncoder:
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """What the nodes have noted on a model."""
+    """Everything that the nodes have stored on a model."""
 
     subjects: tuple[AppliedSubject, ...] = ()
     guidance: Guidance | None = None

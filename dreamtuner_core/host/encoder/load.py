@@ -1,4 +1,4 @@
-"""Subject encoders in the host: the files in models/subject_encoders, and what they make of a picture."""
+"""Subject encoders in the host: loading files from models/subject_encoders, and encoding an image with them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LONGEST = 3072  # pixels of a square's side: a long, thin picture would make a h
 
 @dataclass(frozen=True, eq=False)
 class LoadedEncoder:
-    """A file at work. Carried by the socket DREAMTUNER_SUBJECT_ENCODER.
+    """A loaded encoder. The type of the socket DREAMTUNER_SUBJECT_ENCODER.
 
-    patcher: its weights under the host's model management. clip_vision: the host's, where it has no tower of its own.
+    patcher: its weights, for the host's model management. clip_vision: the host's, unless the file has its own tower.
     """
 
     name: str
@@ -45,9 +45,9 @@ class LoadedEncoder:
 
 @dataclass(frozen=True, eq=False)
 class SubjectEncoding:
-    """What an encoder made of one picture. tokens: [1, T, C], SE(r).
+    """An image encoded by a subject encoder. tokens: [1, T, C], SE(r).
 
-    without: [1, T, C], what stands for no subject in an IP-Adapter; None where rows without the subject have none.
+    without: [1, T, C], an IP-Adapter's tokens for "no image"; None for a subject encoder, which then reads nothing.
     """
 
     encoder: LoadedEncoder
@@ -59,7 +59,7 @@ class SubjectEncoding:
 
 
 def load_encoder(name: str, clip_vision: Any | None = None) -> LoadedEncoder:
-    """The encoder of that name. Raises ValueError, in one sentence, for a bad file or a tower that it cannot read."""
+    """Load the encoder of that name. Raises ValueError, in one sentence, for a bad file or a wrong clip_vision."""
     with torch.inference_mode(False):  # tuning may learn from these weights
         model, origin = read(ENCODERS.path(name), comfy.ops.manual_cast)
     _check_tower(name, model, clip_vision)
@@ -131,7 +131,7 @@ def encode_picture(encoder: LoadedEncoder, picture: Tensor) -> SubjectEncoding:
 
 
 def joined(encodings: Sequence[SubjectEncoding]) -> SubjectEncoding:
-    """Of several pictures, by one encoder: their tokens together, which share one softmax."""
+    """The encodings of several images by one encoder, concatenated: their tokens share one softmax."""
     first, *_ = encodings
     without = [e.without for e in encodings if e.without is not None]
     tokens = torch.cat([e.tokens for e in encodings], dim=1)  # [1, T + T + ..., C]
@@ -139,7 +139,7 @@ def joined(encodings: Sequence[SubjectEncoding]) -> SubjectEncoding:
 
 
 def tower_states(encoder: LoadedEncoder, picture: Tensor) -> Tensor:
-    """What the ResBlocks of a subject encoder (no IP-Adapter) read of one framed picture: [1, L, T, W]."""
+    """The image tower's hidden states of one framed image, the input of the ResBlocks: [1, L, T, W]."""
     model, square, device = encoder.model, on_a_square(picture), encoder.patcher.load_device
     assert isinstance(model, SubjectEncoder)
     comfy.model_management.load_models_gpu([encoder.patcher])
@@ -150,9 +150,9 @@ def tower_states(encoder: LoadedEncoder, picture: Tensor) -> Tensor:
 
 
 def on_a_square(picture: Tensor) -> Tensor:
-    """[1, H, W, 3] -> [1, S, S, 3], white added on the short sides: a tower that cuts squares cuts nothing off.
+    """[1, H, W, 3] -> [1, S, S, 3], padded with white to a square, because CLIP's preprocessing crops to one.
 
-    A picture longer than LONGEST is shrunk to that first.
+    An image longer than LONGEST is resized to that first.
     """
     if (longest := max(picture.shape[1:3])) > LONGEST:
         picture = resized(picture, *(max(1, round(side * LONGEST / longest)) for side in picture.shape[1:3]))
@@ -164,14 +164,14 @@ def on_a_square(picture: Tensor) -> Tensor:
 
 
 def own_states(tower: ImageTower, square: Tensor, layers: Sequence[int]) -> Tensor:
-    """Hidden states [1, L, T, W] of a carried tower for [1, S, S, 3]."""
+    """Hidden states [1, L, T, W] of the file's own tower for an image [1, S, S, 3] in 0..1."""
     size = [tower.config.side] * 2
     pixels = F.interpolate(square.movedim(-1, 1), size, mode="bilinear", antialias=True, align_corners=False)
     return tower.hidden_states(pixels.clamp(0, 1), layers)
 
 
 def clip_pixels(clip_vision: Any, square: Tensor) -> Tensor:
-    """The host's own preprocessing: [1, S, S, 3] in 0..1 -> [1, 3, s, s], normalised."""
+    """The host's own CLIP preprocessing: [1, S, S, 3] in 0..1 -> [1, 3, s, s], normalised."""
     return comfy.clip_vision.clip_preprocess(
         square.to(clip_vision.load_device),
         size=clip_vision.image_size,
@@ -181,7 +181,7 @@ def clip_pixels(clip_vision: Any, square: Tensor) -> Tensor:
 
 
 def clip_states(clip_vision: Any, pixels: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Pixels [B, 3, s, s] -> hidden states [B, L, T, W], each after so many layers, and the image embedding [B, E]."""
+    """Pixels [B, 3, s, s] -> hidden states [B, L, T, W] of these layers, and the image embedding [B, E]."""
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     with _noted(clip_vision.model.vision_model.encoder.layers, layers) as found:
         embedding = clip_vision.model(pixel_values=pixels, intermediate_output=-2)[2]
@@ -191,9 +191,9 @@ def clip_states(clip_vision: Any, pixels: Tensor, layers: Sequence[int]) -> tupl
 
 @contextmanager
 def _noted(modules: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """The states after so many of the modules, noted while this lasts: not every host gives all of them itself.
+    """A context that records the outputs of these layers: not every host version returns all of them itself.
 
-    Copied, for the host's layers add to their input in place.
+    They are copied, because the host's layers add to their input in place.
     """
     found: dict[int, Tensor] = {}
     with ExitStack() as hooks:

@@ -1,9 +1,9 @@
-"""Eq. 1 (and an IP-Adapter's formula) in the host's transformer blocks: joined to what stands there, for one call.
+"""Eq. 1 (and an IP-Adapter's formula) in the host's transformer blocks, added to other patches, for one call.
 
-Which rows read the subject. **Ours**: the wanted side of a guidance does, the unwanted side does not, in Eq. 5 as in
-Eq. 4, whose unwanted side has no reference at all: classifier-free guidance, for which the subject is left out of a
-share of the training. So the sampler's CFG moves toward the subject as it moves toward the text. An IP-Adapter's
-unwanted side reads what stands for no picture, as it was trained.
+Which rows read the subject. **Ours**: the positive side of guidance does, the negative side does not, in Eq. 5 as in
+Eq. 4, whose negative side has no reference at all. This is classifier-free guidance, and pre-training drops the subject
+from a share of its rows for it. So the sampler's CFG moves toward the subject as it moves toward the text. An
+IP-Adapter's negative side reads its tokens for "no image", as in its training.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ UNWANTED = {"negative", "empty_negative_prompt"}  # sides, as the host's guiders
 
 
 def on_wanted_side(conds: Mapping[str, Sequence[dict[str, Any]]], cond_id: uuid.UUID | None, side: int) -> bool:
-    """Whether that conditioning is wanted. conds: a guider's, by side. side: its place in the host's own batch.
+    """Whether that conditioning is on the positive side. conds: the guider's, by side. side: its index in the batch.
 
-    One that the guider does not know is another node's, asked to be moved away from: unwanted.
+    A conditioning that the guider does not know comes from another node, which steers away from it: negative.
     """
     names = {name for name, of_side in conds.items() if any(c["uuid"] == cond_id for c in of_side)}
     if cond_id is None or (names & UNWANTED and names - UNWANTED):  # the host copies regional ones, id and all
@@ -50,7 +50,7 @@ def on_wanted_side(conds: Mapping[str, Sequence[dict[str, Any]]], cond_id: uuid.
 
 
 class EncoderAtWork:
-    """One applied encoder in one run: its layers, and their keys and values, projected once."""
+    """One applied encoder during one run: its layers, and their keys and values, projected once."""
 
     def __init__(self, applied: AppliedEncoder, layers: Sequence[Layer]) -> None:
         self.encoding, self.strength = applied.encoding, applied.strength
@@ -67,11 +67,11 @@ class EncoderAtWork:
         self._kept: dict[tuple[Layer, bool, torch.dtype], KeysValues] = {}
 
     def reads(self, wanted: bool) -> bool:
-        """Whether rows of that side have anything to read."""
+        """Whether rows of that side read any tokens."""
         return wanted or self.encoding.without is not None
 
     def keys_values(self, layer: Layer, wanted: bool, like: Tensor) -> KeysValues:
-        """Of the subject, or of no subject, for a layer whose hidden states are like these."""
+        """Keys and values of the subject, or of "no image", with the device and type of `like`."""
         self.was_read = True
         key = (layer, wanted, like.dtype)
         if key not in self._kept:
@@ -88,9 +88,10 @@ def with_encoders(
     layers: Sequence[Layer],
     batch: Batch | None = None,
 ) -> Options:
-    """A call's transformer_options, joined by these encoders.
+    """A copy of a call's transformer_options with these encoders added.
 
-    wanted: of each conditioning of the batch. batch: who is who in it; None: one row for each conditioning.
+    wanted: for each conditioning of the batch, whether it is on the positive side. batch: which row is which; None: one
+    row per conditioning.
     """
     batch = batch or Batch([Row(i, 0) for i in range(len(wanted))], [0] * len(wanted))
     before = [e for e in encoders if e.before_text and any(map(e.reads, wanted))]
@@ -108,7 +109,7 @@ def with_encoders(
 def middle_patch(
     encoders: Sequence[EncoderAtWork], wanted: Sequence[bool], batch: Batch
 ) -> Callable[[Tensor, Options], Tensor]:
-    """Eq. 1 between the two attentions; several encoders look at the same h."""
+    """Eq. 1 between the two attentions; several encoders read the same h. h: [B, N, width] -> [B, N, width]."""
 
     def add(h: Tensor, options: Options) -> Tensor:
         layer, attention = _layer(options), _attention(options)
@@ -129,7 +130,7 @@ def middle_patch(
 def cross_attention_patch(
     standing: Patch | None, encoders: Sequence[EncoderAtWork], wanted: Sequence[bool], batch: Batch
 ) -> Patch:
-    """An IP-Adapter's formula in place of one cross-attention. standing: another pack's replacement, or None."""
+    """Replace one cross-attention by an IP-Adapter's formula. standing: another pack's replacement, or None."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
         text = (standing or plain_attention)(q, k, v, options)
@@ -154,5 +155,5 @@ def _layer(options: Options) -> Layer:
 
 
 def _attention(options: Options) -> Attention:
-    """The host's own kernel."""
+    """The host's own attention function."""
     return lambda q, k, v, heads: plain_attention(q, k, v, {**options, HEADS: heads})

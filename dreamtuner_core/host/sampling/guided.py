@@ -1,4 +1,4 @@
-"""A guided step: Eq. 6 draws between Eq. 4 and Eq. 5, and the host's own CFG computes either of them."""
+"""A guided step: Eq. 6 chooses Eq. 4 or Eq. 5, and the host's own CFG computes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Conds = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class GuidedStep:
-    """One step. wanted: the conditionings of the wanted side, by the host's ids. toward_reference: Eq. 4, not Eq. 5."""
+    """One step. wanted: the positive conditionings, by the host's ids. toward_reference: Eq. 4, else Eq. 5."""
 
     wanted: dict[uuid.UUID, dict[str, Any]]
     with_reference: Conds
@@ -43,7 +43,7 @@ def draw_step(guidance: Guidance, conds: Mapping[str, Conds], call: Mapping[str,
 
 
 def predict_toward_reference(step: GuidedStep, reference_scale: float, model: Any, call: Mapping[str, Any]) -> Tensor:
-    """Eq. 4: classifier-free guidance at w_r, whose unwanted side is the same text without the reference."""
+    """Eq. 4: classifier-free guidance of scale w_r; its negative side is the same text without the reference."""
     return comfy.samplers.sampling_function(
         model,
         call["x"],
@@ -57,5 +57,5 @@ def predict_toward_reference(step: GuidedStep, reference_scale: float, model: An
 
 
 def _under_ids_of(side: str, conds: Conds) -> Conds:
-    """The same conditionings under other ids, always the same ones."""
+    """The same conditionings with new ids, the same ones every time."""
     return [{**c, "uuid": uuid.uuid5(c["uuid"], side)} for c in conds]

@@ -1,4 +1,4 @@
-"""The reference pass: the noised reference goes alone through the same U-Net, and its keys and values are kept."""
+"""The reference pass: the noised reference goes through the same U-Net on its own; its keys and values are captured."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ..options import PATCHES, SAMPLE_SIGMAS, SIDES, SIGMAS, UUIDS, Options, Pat
 from ..unet import Layer, context_size
 
 EMPTY_TEXT_TOKENS = 77
-FORWARDS = ("forward", "_forward")  # what other packs put over a module's own
+FORWARDS = ("forward", "_forward")  # methods that other packs override on a module
 
 
 class _Captured(Exception):
-    """Ends the pass at the last layer that is read: nothing after it is used."""
+    """Ends the pass at the last layer that is used."""
 
 
 @contextmanager
 def alone(patcher: ModelPatcher) -> Iterator[None]:
-    """The bare U-Net: without modules that other packs injected and without forwards that they put over its own.
+    """A context with the plain U-Net: without modules injected and without forwards overridden by other packs.
 
-    What hangs on its weights (LoRAs, hooks, replaced layers) stays. All is given back as it was.
+    Changes to its weights (LoRAs, hooks, replaced layers) stay. Everything is restored at the end.
     """
     unet = patcher.model.diffusion_model
     parts = [unet, *(m for m in unet.modules() if isinstance(m, (TimestepEmbedSequential, BasicTransformerBlock)))]
@@ -58,10 +58,10 @@ def reference_features(
     timestep: Tensor,
     encoders: Sequence[EncoderAtWork] = (),
 ) -> Features:
-    """One row through the U-Net, without any other pack's patches: K and V of the foreground, by layer.
+    """Run one row through the U-Net, without other packs' patches: K and V of the foreground tokens, by layer.
 
-    sigma: the reference's noise level. timestep: [1], the network time of the picture being made (they differ where
-    guidance shifts the reference's noise level). encoders: the subject's own that the picture is made with.
+    sigma: the reference's noise level. timestep: [1], the network's timestep for the generated image (it differs from
+    sigma's where guidance shifts the reference's noise level). encoders: those applied with this same subject.
     """
     device = timestep.device
     features: Features = {}
@@ -101,7 +101,7 @@ def reference_features(
 
 
 def text_conditions(patcher: ModelPatcher, subject: Subject, device: torch.device) -> dict[str, Tensor]:
-    """The conditions of the reference's one row, with its own caption; without one, zeros stand for the text."""
+    """The conditions of the reference's row: its own caption, or zeros if it has none."""
     model, (height, width) = patcher.model, subject.picture.shape[1:3]
     if subject.caption is None:
         text = Text(torch.zeros(1, EMPTY_TEXT_TOKENS, context_size(patcher)), None)
@@ -113,7 +113,7 @@ def text_conditions(patcher: ModelPatcher, subject: Subject, device: torch.devic
 
 
 def _no_pooled_text(model: comfy.model_base.BaseModel, height: int, width: int, device: torch.device) -> Tensor:
-    """Zeros of the width that the model expects of a pooled text: what its own numbers leave of y."""
+    """Zeros for a missing pooled text, as wide as y without the model's own numbers: [1, P]."""
     empty = torch.zeros(1, 0)
     try:
         own = model.encode_adm(height=height, width=width, device=device, pooled_output=empty).shape[-1]
@@ -123,7 +123,7 @@ def _no_pooled_text(model: comfy.model_base.BaseModel, height: int, width: int, 
 
 
 class FeaturesKey(NamedTuple):
-    """Everything that the features depend on, but the model and the latent: see subject/memory."""
+    """Everything that the features depend on, except the model and the latent (see subject/memory)."""
 
     subject: Hashable
     weights: Hashable
@@ -143,9 +143,9 @@ def features_key(
     timestep: float,
     encoders: Sequence[tuple[object, float]] = (),
 ) -> FeaturesKey:
-    """The key of one noise level, for the weights as they stand in the U-Net at this moment.
+    """The key of one noise level, for the U-Net's weights as they are now.
 
-    encoders: what the subject's own encoders made of it, and how strongly they are at work.
+    encoders: the encodings applied with this same subject, and their strengths.
     """
     hooks = patcher.current_hooks.hooks if patcher.current_hooks else []
     injections = sorted(patcher.injections.items())
@@ -170,9 +170,9 @@ def features_key(
 
 
 def _weights(patcher: ModelPatcher) -> Hashable:
-    """What stands for the weights and LoRAs, apart from hooks.
+    """A key for the weights and LoRAs, without hooks.
 
-    That is the host's patches_uuid, but where there are weight hooks, which the host then draws again in each run.
+    This is the host's patches_uuid; with weight hooks the host renews that in each run, so the patches are the key.
     """
     if not patcher.hook_patches:
         return patcher.patches_uuid
@@ -187,7 +187,7 @@ def _of_lora(patch: tuple) -> Hashable:
 
 
 class _Same:
-    """Equal only to the very same living object. Held weakly where Python can; else kept alive, as lists are."""
+    """Compares objects by identity. Holds a weak reference; a strong one to lists and others that have none."""
 
     def __init__(self, thing: object) -> None:
         self.id = id(thing)

@@ -1,4 +1,4 @@
-"""A region lies on the picture: what of it each row of a call sees, be the row a whole picture, an area or a tile."""
+"""Region masks: the part of a region that each row of a call covers, whether it is an image, an area or a tile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Area = tuple[int, ...] | None
 
 
 class Regions:
-    """The regions of one run's subjects, brought to each layer's tokens and kept.
+    """The region masks of one run's subjects, resized to each layer's tokens and cached.
 
     regions: of each subject, [1 or B, H, W] in 0..1, one for all pictures or one for each, or None. shape: of the
     run's noise, [B, C, ..., h, w].
@@ -63,7 +63,7 @@ class Regions:
         return found
 
     def at(self, i: int, spots: Sequence[Spot], options: Options, device: torch.device) -> Tensor | None:
-        """How much of subject i each token of a layer may see: [N] where all spots are one, else [spots, N]."""
+        """The region weight of subject i for each token of a layer: [N] if all spots are equal, else [spots, N]."""
         region = self.regions[i]
         if region is None:
             return None
@@ -79,6 +79,6 @@ class Regions:
         return self._kept[key]
 
     def _cut(self, region: Tensor, spot: Spot) -> Tensor:
-        """[1, h, w]: the spot's part of its picture's region, at the latents' size."""
+        """The part of the region at that spot, at the latent's size: [1, h, w]."""
         whole = to_grid(region[spot.picture][None], *self.size).reshape(1, *self.size)
         return cut(whole, *spot[1:])

@@ -1,14 +1,14 @@
-"""How subjects and guidance take part in a sampling run, and leave no trace of themselves after it.
+"""How subjects and guidance take part in a sampling run, without leaving a trace after it.
 
-A node only notes its settings on a clone of the model, and adds one OUTER_SAMPLE wrapper. When a run begins, that
-wrapper makes the run's state and hangs more wrappers on this run alone, from the outside in:
+A node only stores its settings on a clone of the model, and adds one OUTER_SAMPLE wrapper. When a run begins, that
+wrapper creates the run's state and adds more wrappers for this run only, from the outside in:
 
-- PREDICT_NOISE, around a step: notes the whole pictures, and where there is guidance draws between Eq. 4 and 5;
-- CALC_COND_BATCH, around what the guider asks: how many pictures, and whether a subject ought to be read;
-- APPLY_MODEL, before any other pack's: who is who in this call, what is read, and the reference pass, alone;
-- DIFFUSION_MODEL, after any other pack's: each self-attention is claimed at the last moment, around what stands there.
+- PREDICT_NOISE, around a step: stores the whole images; with guidance it chooses Eq. 4 or Eq. 5;
+- CALC_COND_BATCH, around a guider's request: stores the number of images, and whether a subject should be read;
+- APPLY_MODEL, before other packs': determines the rows of this call and what they read, and runs the reference pass;
+- DIFFUSION_MODEL, after other packs': replaces each self-attention, around other packs' replacements.
 
-Nothing of it outlives the run but the kept features (subject/memory).
+Only the cached features (subject/memory) stay after the run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ NEVER_READ = (
 
 
 def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """OUTER_SAMPLE wrapper: give this run its own state and options, and take them away after it."""
+    """OUTER_SAMPLE wrapper: create this run's own state and options, and restore the guider after it."""
     guider = executor.class_obj
     settings = guider.model_patcher.get_attachment(KEY)
     subjects = tuple(a for a in settings.subjects if a.weight > 0 or a.end_weight) if settings else ()
@@ -93,7 +93,7 @@ class Run:
         self.guider = guider
         self.settings = settings
         both_sides = [2 * shape[0], *shape[1:]]
-        # as the host reckons before it takes both sides into one batch; what is kept must not undo that
+        # memory that the host needs to take both sides in one batch; cached features must leave it free
         self.reserve = max(
             1.5 * guider.model_patcher.model.memory_required(both_sides),
             comfy.model_management.minimum_inference_memory(),
@@ -109,7 +109,7 @@ class Run:
         self.call: Call | None = None
         self.pictures: Tensor | None = None  # [B, C, ..., h, w] of the step
         self.asked = shape[0]  # pictures that the host asks about
-        self.due: set[str] = set()  # what ought to be read
+        self.due: set[str] = set()  # what should be read in this run
         self.seen: set[int] = set()  # subjects that were read
         self.conditions: dict[int, dict[str, Tensor]] = {}
         self.channels: dict[Hashable, LogWeightChannels] = {}
@@ -118,7 +118,7 @@ class Run:
         self.kept.begin_run()
 
     def join(self, options: Options) -> None:
-        """Hang the run's wrappers on its transformer_options."""
+        """Add the run's wrappers to its transformer_options."""
         add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self.predict, options)
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.ask, options)
         add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.claim, options)
@@ -128,25 +128,25 @@ class Run:
         wrappers[WrappersMP.APPLY_MODEL] = {KEY: wrappers[WrappersMP.APPLY_MODEL][KEY], **others}
 
     def warn_if_unread(self) -> None:
-        """Warn, in the log and on the running node, when what ought to have been read never was."""
+        """Warn, in the log and on the running node, if a subject should have been read and never was."""
         silent = "subject" in self.due and not self.seen
         silent |= "encoder" in self.due and not any(e.was_read for e in self.encoders)
         if silent:
             warn(NEVER_READ)
 
     def active(self, sigma: float) -> list[int]:
-        """Indices of the subjects that are read at this noise level."""
+        """Indices of the subjects that are applied at this noise level."""
         return [i for i, levels in enumerate(self.ranges) if levels.holds(sigma)]
 
     def active_encoders(self, sigma: float, subject: Subject | None = None) -> list[EncoderAtWork]:
-        """The subject encoders at work at this noise level, all of them or those of one subject."""
+        """The subject encoders applied at this noise level, all of them or those of one subject."""
         found = [e for e, levels in zip(self.encoders, self.encoder_ranges) if levels.holds(sigma)]
         return found if subject is None else [e for e in found if e.encoding is subject.encoding]
 
     # --- a step --------------------------------------------------------------------------------------------------
 
     def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """PREDICT_NOISE wrapper: note the step's pictures; where there is guidance, Eq. 4 or Eq. 5 predicts."""
+        """PREDICT_NOISE wrapper: store the step's images; with guidance, predict by Eq. 4 or Eq. 5."""
         call = _bind(executor, args, kwargs).arguments
         self.pictures = call["x"]
         try:
@@ -161,7 +161,7 @@ class Run:
             self.pictures = self.step = None
 
     def ask(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """CALC_COND_BATCH wrapper: note how many pictures the host asks about, and what ought to be read."""
+        """CALC_COND_BATCH wrapper: store the number of images in this request, and what should be read."""
         call = _bind(executor, args, kwargs).arguments
         sigma = float(call["timestep"].max())
         self.due |= {"subject"} if self.active(sigma) else set()
@@ -175,7 +175,7 @@ class Run:
     # --- a call of the model -------------------------------------------------------------------------------------
 
     def prepare(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """APPLY_MODEL wrapper: who is who in this call and what is read, before any other pack is at work in it."""
+        """APPLY_MODEL wrapper: determine the rows of this call and what they read, before other packs change it."""
         call = _bind(executor, args, kwargs).arguments
         model_sampling = executor.class_obj.model_sampling
         self.call = self._call(call["x"], call["t"], call["c_crossattn"], call["transformer_options"], model_sampling)
@@ -187,7 +187,7 @@ class Run:
     def _call(
         self, x: Tensor, sigmas: Tensor, context: Tensor | None, options: Options, model_sampling: Any
     ) -> Call | None:
-        """None where nothing is read."""
+        """The call's rows, what they read, and the features of it; None if nothing is read."""
         sigma = float(options.get(SIGMAS, sigmas).max())
         if not self.active(sigma) and not self.active_encoders(sigma):
             return None
@@ -206,13 +206,13 @@ class Run:
         return Call(sigma, Batch(rows, places), wanted, readings, features, spots)
 
     def _wanted(self, cond_id: uuid.UUID | None, side: int) -> bool:
-        """Whether that conditioning is on the wanted side, the one that a subject encoder is read by."""
+        """Whether that conditioning is on the positive side, which is the one that reads a subject encoder."""
         if self.step is not None:
             return cond_id in self.step.wanted
         return on_wanted_side(self.guider.conds, cond_id, side)
 
     def _reading(self, wanted: bool, sigma: float) -> Reading:
-        """What a conditioning on that side reads at this noise level."""
+        """The subjects that a conditioning on that side reads at this noise level."""
         if not wanted and self.step is not None and self.step.toward_reference:
             return ()  # Eq. 4's "none"
         guidance = self.settings.guidance if self.step is not None else None
@@ -221,7 +221,7 @@ class Run:
         return tuple(read for read in reads if read.weight > 0)
 
     def weight(self, i: int, wanted: bool, sigma: float) -> float:
-        """w_ref of that subject on that side at this noise level."""
+        """w_ref of subject i on that side at this noise level."""
         applied = self.settings.subjects[i]
         percent = 1 - position(sigma, self.sigmas) / (len(self.sigmas) - 1)
         return applied.weight_at(percent) * (1.0 if wanted else applied.negative_weight)
@@ -239,7 +239,7 @@ class Run:
         return {(i, shift): self.features(i, sigma, shift, time) for i, shift in needed}
 
     def features(self, i: int, sigma: float, shift: float, timestep: Tensor) -> Features:
-        """The reference's keys and values at this noise level: kept from before, or computed now."""
+        """The reference's keys and values at this noise level, from the cache or computed now. timestep: [1]."""
         level = shift_sigma(sigma, shift, self.sigmas)
         subject, patcher, device = self.settings.subjects[i].subject, self.guider.model_patcher, timestep.device
         encoders = self.active_encoders(sigma, subject)
@@ -259,7 +259,7 @@ class Run:
     # --- the U-Net -----------------------------------------------------------------------------------------------
 
     def claim(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """DIFFUSION_MODEL wrapper: for this call alone, the subject is joined to the U-Net's layers."""
+        """DIFFUSION_MODEL wrapper: for this call only, the U-Net's layers read the subject."""
         if self.call is None:
             return executor(*args, **kwargs)
         bound = _OF_UNET.bind(None, *args, **kwargs)  # a forward that another pack put there may name none of them
@@ -269,7 +269,7 @@ class Run:
         return executor(*bound.args[1:], **bound.kwargs)
 
     def _joined(self, options: Options, call: Call) -> Options:
-        """The options with Eq. 1 and Eq. 3 in them."""
+        """The options with Eq. 1 and Eq. 3 added."""
         if encoders := self.active_encoders(call.sigma):
             options = with_encoders(options, encoders, call.wanted, self.layers, call.batch)
         reader = Reader(call, self.settings.subjects, self.regions, self.channels, self.seen)
@@ -277,7 +277,7 @@ class Run:
 
 
 def _bind(executor: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-    """The wrapped call's arguments by name, whatever of them came by position."""
+    """The arguments of the wrapped call by name, whether they came by position or keyword."""
     call = inspect.signature(executor.original).bind(*args, **kwargs)
     call.apply_defaults()
     return call
