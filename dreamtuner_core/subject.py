@@ -19,15 +19,15 @@ SIZE_STEP = 8  # pixels to one latent
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One reference, ready for the U-Net. Carried by the socket DREAMTUNER_SUBJECT.
+    """One reference, ready for the U-Net. The type of the socket DREAMTUNER_SUBJECT.
 
     picture: [1, H, W, 3] in 0..1, the subject framed, on white where there is a mask.
     mask: [1, H, W] in 0..1, m_r; None where the whole picture is the subject.
-    latent: [1, C, H/8, W/8], x^r as the VAE gives it.
-    caption: the host's CONDITIONING that describes the reference; None is no text at all (zeros).
+    latent: [1, C, H/8, W/8], x^r, the VAE's output.
+    caption: the host's CONDITIONING that describes the reference; None is no text (zeros).
     noise_seed: the reference's noise, drawn once on the CPU.
-    encoding: what a subject encoder made of the picture (the host's rooms know its kind); None without one.
-    views: other pictures of the same subject, each a subject of its own without views; all have the one encoding.
+    encoding: the picture encoded by a subject encoder (a type of `host`); None without one.
+    views: other pictures of the same subject, each as a Subject without views; all share one encoding.
     """
 
     picture: Tensor
@@ -39,38 +39,38 @@ class Subject:
     views: tuple[Subject, ...] = ()
 
     def pictures(self) -> tuple[Subject, ...]:
-        """Each of its pictures as a subject of its own, itself first."""
+        """Each of its pictures as a separate Subject, the main one first."""
         return (replace(self, views=()), *self.views) if self.views else (self,)
 
     def encoded(self, encoding: Any | None) -> Subject:
-        """The same subject with what a subject encoder made of all its pictures."""
+        """The same subject with this encoding of all its pictures."""
         return replace(self, encoding=encoding, views=tuple(replace(view, encoding=encoding) for view in self.views))
 
     def noise(self) -> Tensor:
-        """[1, C, H/8, W/8] on the CPU; the same for one seed on every machine and at every step."""
+        """The reference's noise, [1, C, H/8, W/8] on the CPU; the same for one seed on every machine and step."""
         generator = torch.Generator().manual_seed(self.noise_seed)
         return torch.randn(self.latent.shape, generator=generator)
 
     def foreground(self, height: int, width: int) -> Tensor:
-        """m_r on a grid of tokens, by area: [height * width] in 0..1."""
+        """m_r resized to a grid of tokens by area: [height * width] in 0..1."""
         if self.mask is None:
             return torch.ones(height * width)
         return to_grid(self.mask, height, width)
 
 
 def to_grid(mask: Tensor, height: int, width: int) -> Tensor:
-    """Bring a mask [1, H, W] to a grid of tokens: [height * width], each the mean over the pixels that it touches.
+    """Resize a mask [1, H, W] to a grid of tokens: [height * width], each the mean over the pixels that it touches.
 
-    Whole pixels: where the sides do not divide, windows of neighbours share a row or column, as the fields of the
-    U-Net's stride-2 convolutions do on a grid of odd side. Exact shares of pixels would differ by that much at edges.
+    Whole pixels count: if a side does not divide, neighbouring windows share a row or column, like the receptive fields
+    of the U-Net's stride-2 convolutions.
     """
     return F.adaptive_avg_pool2d(mask.float(), (height, width)).flatten()
 
 
 def token_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
-    """Rows and columns of the layer that has so many tokens for a latent of height x width.
+    """Rows and columns of a layer with so many tokens, for a latent of height x width.
 
-    Each down-sampling halves a side and rounds up, as a stride-2 convolution with padding 1 does.
+    Each downsampling halves a side and rounds up, as a stride-2 convolution with padding 1 does.
     """
     rows, columns = height, width
     while rows * columns > tokens:
@@ -81,7 +81,7 @@ def token_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
 
 
 def subject_mask(mask: Tensor, marks: str, find: Callable[[], Tensor] | None = None) -> Tensor:
-    """Turn a MASK [1, H, W] so that 1 is the subject.
+    """Invert a MASK [1, H, W] if needed, so that 1 is the subject.
 
     marks: "subject", "background", or "auto" to look at the mask (masks.what_is_marked, and so find): LoadImage's mask
     of a cut-out picture marks what is transparent.
@@ -92,13 +92,13 @@ def subject_mask(mask: Tensor, marks: str, find: Callable[[], Tensor] | None = N
 
 
 def frame(image: Tensor, mask: Tensor | None, resolution: int) -> tuple[Tensor, Tensor | None]:
-    """Frame the subject so that it is neither cut nor tiny. resolution: rounded to a multiple of 8.
+    """Crop and resize to the subject, so that it is neither cut off nor tiny. resolution: rounded to a multiple of 8.
 
     image: [1, H, W, 3]; mask: [1, H, W], 1 = subject. With a mask: the subject on white, in the middle of a square of
     `resolution`, MARGIN free around it; specks do not count. Without: the whole picture at its own aspect, at the area
     of that square. Returns picture [1, H', W', 3] and mask [1, H', W'] or None; H' and W' are multiples of 8.
     """
-    resolution = round(resolution / SIZE_STEP) * SIZE_STEP  # the host's step binds its page alone
+    resolution = round(resolution / SIZE_STEP) * SIZE_STEP  # API callers may send other values than the page
     if mask is None:
         scale = resolution / (image.shape[1] * image.shape[2]) ** 0.5
         height, width = (max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in image.shape[1:3])

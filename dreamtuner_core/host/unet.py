@@ -1,4 +1,4 @@
-"""Where a U-Net has its self-attentions, found by looking at its blocks."""
+"""The self-attention layers of a U-Net, found by going through its blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 
 
 class Layer(NamedTuple):
-    """One self-attention, by the key under which the host looks for its replacement."""
+    """One self-attention layer, as the key of the host's replacement patches."""
 
     block: str
     number: int
@@ -17,9 +17,9 @@ class Layer(NamedTuple):
 
 
 def self_attentions(patcher: ModelPatcher) -> dict[Layer, BasicTransformerBlock]:
-    """The self-attentions of an image U-Net, in the order in which they run.
+    """The self-attention layers of an image U-Net, in the order in which they run.
 
-    Raises ValueError, in one sentence, for a model that is no U-Net of the SD1.x, SD2.x or SDXL kind.
+    Raises ValueError, in one sentence, for a model that is not an SD1.x, SD2.x or SDXL U-Net.
     """
     unet = getattr(patcher.model, "diffusion_model", None)
     blocks = [("input", i, block) for i, block in enumerate(getattr(unet, "input_blocks", ()))]
@@ -40,5 +40,5 @@ def self_attentions(patcher: ModelPatcher) -> dict[Layer, BasicTransformerBlock]
 
 
 def context_size(patcher: ModelPatcher) -> int:
-    """Width of the text context that the U-Net's cross-attentions read (768 SD1.5, 1024 SD2, 2048 SDXL)."""
+    """Width of the U-Net's text context (768 SD1.5, 1024 SD2, 2048 SDXL)."""
     return next(block.attn2.to_k.weight.shape[1] for block in self_attentions(patcher).values())

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GRID = 320  # longest side on which areas are told apart
+GRID = 320  # longest side of the grid on which areas are separated
 
 
 def connected(inside: Tensor) -> Tensor:
-    """Label the areas of inside, [H, W] bool, whose pixels touch by a side or a corner: [H, W], 0 outside, 1 and up.
+    """Label connected areas (8 neighbours): inside [H, W] bool -> labels [H, W], 0 outside, areas from 1 up.
 
-    Every pixel takes the largest number among its neighbours, and then that of the pixel with this number, until
-    nothing changes.
+    Each pixel takes the largest label of its neighbours, then the label of the pixel with this number, until nothing
+    changes.
     """
     numbers = torch.arange(1, inside.numel() + 1).reshape(inside.shape) * inside
     while True:
@@ -28,7 +28,7 @@ def connected(inside: Tensor) -> Tensor:
 
 
 def largest(mask: Tensor, threshold: float = 0.5) -> Tensor:
-    """mask [H, W] in 0..1, nothing left but its largest area above the threshold, with the soft edge round it."""
+    """Only the largest area of mask [H, W] in 0..1 above the threshold, with its soft edge: [H, W]."""
     small = F.interpolate(mask[None, None], grid(mask), mode="area")[0, 0]
     labels = connected(small > threshold)
     if labels.max() == 0:
@@ -39,7 +39,7 @@ def largest(mask: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def grid(mask: Tensor) -> tuple[int, int]:
-    """Rows and columns of a grid for mask [H, W] that is coarse enough to be quick."""
+    """Rows and columns of a smaller grid for mask [H, W], so that labelling is fast."""
     shrink = min(1.0, GRID / max(mask.shape))
     height, width = (max(1, round(side * shrink)) for side in mask.shape)
     return height, width

@@ -1,4 +1,4 @@
-"""From how far each pixel stands out to a mask of the subject."""
+"""From saliency to a mask of the subject."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ THRESHOLD = 0.5  # from here on a pixel is the subject
 def as_mask(
     found: Tensor, size: tuple[int, int], threshold: float = THRESHOLD, grow: int = 0, keep: str = "all"
 ) -> Tensor:
-    """A mask [B, H, W] of zeros and ones from found [B, 1, SIDE, SIDE], for a picture of that size (H, W).
+    """Saliency found [B, 1, SIDE, SIDE] -> mask [B, H, W] of zeros and ones. size: (H, W) of the image.
 
     grow: pixels by which it grows; below 0 it shrinks. keep: "all", or "largest" for the largest connected area.
     """
@@ -25,7 +25,7 @@ def as_mask(
 
 
 def _grown(mask: Tensor, pixels: int) -> Tensor:
-    """[B, 1, H, W], by a square of so many pixels: rows, then columns."""
+    """Dilate (or erode, below 0) a mask [B, 1, H, W] by a square of so many pixels: rows, then columns."""
     if pixels < 0:
         return 1 - _grown(1 - mask, -pixels)
     for kernel in ((2 * pixels + 1, 1), (1, 2 * pixels + 1)):

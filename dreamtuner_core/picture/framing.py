@@ -1,6 +1,6 @@
-"""Shrinking a picture into its frame, a strip at a time: a large picture takes little memory beside itself.
+"""Resizing a picture into its frame in strips, so that a large picture needs little extra memory.
 
-A bilinear resize with antialiasing is one pass along the rows and one along the columns, so that strips give the very
+A bilinear resize with antialiasing is one pass along the rows and one along the columns, so strips give exactly the
 values of the whole.
 """
 
@@ -17,7 +17,7 @@ COLUMNS = 64  # of its frame at a time
 
 
 class Square(NamedTuple):
-    """A square over a picture, in its pixels; it may reach beyond the picture."""
+    """A square in pixels of a picture; it may extend beyond the picture."""
 
     top: int
     left: int
@@ -25,7 +25,7 @@ class Square(NamedTuple):
 
 
 def on_white(image: Tensor, mask: Tensor, square: Square, resolution: int) -> tuple[Tensor, Tensor]:
-    """The square of image [1, H, W, 3] on white, by mask [1, H, W], at resolution x resolution.
+    """Cut a square out of image [1, H, W, 3], put it on white by mask [1, H, W], and resize it.
 
     Returns picture [1, resolution, resolution, 3] and mask [1, resolution, resolution].
     """
@@ -34,7 +34,7 @@ def on_white(image: Tensor, mask: Tensor, square: Square, resolution: int) -> tu
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
-    """image [B, H, W, C] at another size, within 0..1: [B, height, width, C]."""
+    """Resize image [B, H, W, C] to [B, height, width, C], clamped to 0..1."""
     planes = (plane[:, None].float().clamp(0, 1) for plane in image.unbind(-1))
     return torch.stack([_resize(plane, (height, width))[:, 0] for plane in planes], dim=-1).clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""What is worth knowing of a reference picture: what was made of it, and what speaks against it or its use."""
+"""Hints about a reference picture: what was done with it, and what may be a problem."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FILLED = (0, 127, 128, 129)  # values of 0..255 with which readers fill what a f
 
 
 def hints(image: Tensor, mask: Tensor | None, picture: Tensor, framed_mask: Tensor | None) -> list[str]:
-    """Keys of NOTES that fit: from image [1, H, W, 3] and mask [1, H, W], and from what was framed of them."""
+    """Keys of NOTES that apply to image [1, H, W, 3] and mask [1, H, W], and to both as framed."""
     size = max(image.shape[1:3])
     if mask is not None:
         top, bottom, left, right = box_of(mask)
@@ -66,7 +66,7 @@ def _light_hints(pixels: Tensor) -> list[str]:
 
 
 def _blurred(picture: Tensor, mask: Tensor | None) -> bool:
-    """Whether no edge of the subject is steep. Only inside it: its outline against the white is always steep."""
+    """Whether the subject has no sharp edge. Only its inside counts: the outline against white is always sharp."""
     luma = picture[0].mean(-1)
     step = torch.maximum((luma[1:, 1:] - luma[:-1, 1:]).abs(), (luma[1:, 1:] - luma[1:, :-1]).abs())
     if mask is not None:
@@ -81,7 +81,7 @@ def _blurred(picture: Tensor, mask: Tensor | None) -> bool:
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:
-    """torch's own takes no more than 16 million values."""
+    """The quantile of any number of values; torch's own has a limit of 16 million."""
     flat = values.flatten()
     return flat.kthvalue(max(1, round(share * len(flat)))).values
 

@@ -1,4 +1,4 @@
-"""Writing on pictures in any language: in Pillow's own font, else in one of the system, else romanised."""
+"""Text on pictures in any language: in Pillow's own font, else in a system font, else romanised."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def put(
     fill: tuple[int, int, int] | str,
     width: float,
 ) -> None:
-    """Write one line, cut where it is wider than `width` pixels. size: of the letters, in pixels."""
+    """Draw one line of text, cut off at `width` pixels. size: of the letters, in pixels."""
     said, font = legible(text, size)
     if font.getlength(said) > width:
         while said and font.getlength(f"{said}...") > width:
@@ -37,7 +37,7 @@ def put(
 
 
 def wrapped(text: str, size: float, width: float) -> list[str]:
-    """The text in lines of at most `width` pixels, broken at spaces, and within a word that fills more than a line."""
+    """Break the text into lines of at most `width` pixels, at spaces, and inside words longer than a line."""
     said, font = legible(text, size)
     lines: list[str] = []
     for word in said.split():
@@ -53,7 +53,7 @@ def wrapped(text: str, size: float, width: float) -> list[str]:
 
 
 def legible(text: str, size: float) -> tuple[str, Font]:
-    """The text and a font that has its letters; where no font has, Pillow's own, and the text romanised."""
+    """The text with a font that has its letters, or romanised with Pillow's own font if there is none."""
     own = ImageFont.load_default(size)
     missing = {letter for letter in text if not _has(own, letter)}
     if not missing:
@@ -67,7 +67,7 @@ def legible(text: str, size: float) -> tuple[str, Font]:
 
 @cache
 def _installed() -> tuple[str, ...]:
-    """Those of the fonts that this system has."""
+    """The fonts that are installed on this system."""
     found = []
     for name in SYSTEM_FONTS:
         try:
@@ -79,14 +79,14 @@ def _installed() -> tuple[str, ...]:
 
 
 def _has(font: Font, letter: str) -> bool:
-    """Whether the font draws that letter as itself, and not as it draws all that it lacks."""
+    """Whether the font has that letter, instead of a placeholder."""
     if letter.isspace():
         return True
     return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
 
 
 def _romanised(letter: str, font: Font) -> str:
-    """By its parts (é is e), by its name (ж is zhe, カ is ka), else by its number (U+72AC)."""
+    """Romanise a letter by its parts (é is e), its name (ж is zhe, カ is ka), else its number (U+72AC)."""
     base = unicodedata.normalize("NFKD", letter)[0]
     if base != letter and _has(font, base):
         return base

@@ -1,4 +1,4 @@
-"""What an artist sees of a subject: the picture with its outline, the subject as it is framed, and what is left out."""
+"""The preview of a subject: the picture with the outline, the framed subject, and the background without it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ WIDEST = 2  # panels, by their height
 
 
 def preview(image: Tensor, mask: Tensor | None, picture: Tensor) -> Tensor:
-    """Panels side by side, as high as the framed picture [1, H', W', 3]: [1, H', W'', 3].
+    """Panels side by side, as high as the framed picture [1, H', W', 3] -> [1, H', W'', 3].
 
-    image [1, H, W, 3] and mask [1, H, W], 1 = subject, as they came.
+    image: [1, H, W, 3] and mask: [1, H, W], 1 = subject, before framing.
     """
     first, *rest = panels(image, mask, picture.shape[1])
     return torch.cat([first, picture, *rest], dim=2)
 
 
 def panels(image: Tensor, mask: Tensor | None, height: int) -> list[Tensor]:
-    """Pictures [B, H, W, 3] with the outline of their masks [B, H, W], and what is left out: each [B, height, W', 3].
+    """Pictures [B, H, W, 3] with the outlines of masks [B, H, W], and their backgrounds: each [B, height, W', 3].
 
-    The pictures alone without a mask.
+    Without a mask only the pictures.
     """
     shape = _fitted(image.shape[1], image.shape[2], height)
     seen = resized(image, *shape)
@@ -39,7 +39,7 @@ def panels(image: Tensor, mask: Tensor | None, height: int) -> list[Tensor]:
 
 
 def outline(mask: Tensor, width: int) -> Tensor:
-    """The line along the outside of masks [B, H, W], in pixels: [B, H, W] of zeros and ones."""
+    """The line along the outside of masks [B, H, W]: [B, H, W] of zeros and ones. width: in pixels."""
     inside = (mask > 0.5).float()
     return F.max_pool2d(inside, 2 * width + 1, stride=1, padding=width) - inside
 
@@ -50,6 +50,6 @@ def _fitted(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def _panel(picture: Tensor, height: int) -> Tensor:
-    """picture in the middle of a white panel of that height."""
+    """Put picture [B, H, W, 3] in the middle of a white panel of that height."""
     free = height - picture.shape[1]
     return F.pad(picture.movedim(-1, 1), (0, 0, free // 2, free - free // 2), value=1.0).movedim(1, -1)

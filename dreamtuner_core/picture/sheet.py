@@ -1,4 +1,4 @@
-"""Contact sheets: labelled pictures in a grid, under a title. The nodes and the lab draw theirs here."""
+"""Contact sheets: labelled pictures in a grid, under a title; for the nodes and the lab."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from .letters import put, wrapped
 
 PAPER, INK, FAINT = (255, 255, 255), (24, 24, 28), (110, 110, 118)
-PASSED, FAILED = (0, 114, 178), (196, 78, 0)  # blue and vermilion (Okabe and Ito), told apart by every eye
+PASSED, FAILED = (0, 114, 178), (196, 78, 0)  # blue and vermilion (Okabe and Ito), safe for colour-blind viewers
 GAP = 16
 TEXT, TITLE, BADGE = 15, 19, 30  # font sizes and the side of a tick or cross, in pixels
 
 
 class Cell(NamedTuple):
-    """A picture with its label; `note` is a second, fainter line; `passed` puts a tick or a cross on it."""
+    """A picture with its label. note: a second, fainter line. passed: a tick or a cross on it; None for neither."""
 
     picture: Image.Image
     label: str = ""
@@ -28,7 +28,7 @@ class Cell(NamedTuple):
 
 
 def contact_sheet(cells: Sequence[Cell], title: str = "", columns: int | None = None, side: int = 256) -> Image.Image:
-    """Lay the cells out row by row, each picture as large as fits in a square of `side` pixels."""
+    """Arrange the cells row by row, each picture fitted into a square of `side` pixels."""
     columns = columns or len(cells)
     rows = -(-len(cells) // columns)
     width = columns * (side + GAP) + GAP
@@ -54,7 +54,7 @@ def contact_sheet(cells: Sequence[Cell], title: str = "", columns: int | None = 
 
 
 def _badge(pen: ImageDraw.ImageDraw, corner: tuple[int, int], passed: bool) -> None:
-    """A tick on a disc, or a cross on a square: shapes, so that they need no colour."""
+    """A tick on a disc, or a cross on a square: readable without colour."""
     x, y = corner[0] + 6, corner[1] + 6
     box, unit = (x, y, x + BADGE, y + BADGE), BADGE / 10
     if passed:
@@ -68,7 +68,7 @@ def _badge(pen: ImageDraw.ImageDraw, corner: tuple[int, int], passed: bool) -> N
 
 
 def fitted(picture: Image.Image, side: int) -> Image.Image:
-    """Scaled to fit the square; what is transparent shows as a checkerboard."""
+    """The picture scaled to fit the square; transparency is drawn as a checkerboard."""
     scale = side / max(picture.size)
     size = tuple(max(1, round(length * scale)) for length in picture.size)
     if "A" in picture.getbands():
@@ -87,12 +87,12 @@ def _checkerboard(size: tuple[int, int]) -> Image.Image:
 
 
 def as_image(picture: Tensor) -> Image.Image:
-    """A picture [H, W, 3], in 0..1 or as bytes, for a sheet."""
+    """Convert a picture [H, W, 3], in 0..1 or bytes, for a sheet."""
     if picture.dtype != torch.uint8:
         picture = (picture.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(picture.numpy())
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    """The host's IMAGE of one picture: [1, H, W, 3] in 0..1."""
+    """Convert to the host's IMAGE: [1, H, W, 3] in 0..1."""
     return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).float()[None] / 255

@@ -1,4 +1,4 @@
-"""U2-NetP: where in a picture something stands out (Qin et al., "U2-Net", Pattern Recognition 2020, arXiv 2005.09007).
+"""U2-NetP, salient object detection (Qin et al., "U2-Net", Pattern Recognition 2020, arXiv 2005.09007).
 
 The small one of the paper's two networks: every stage 64 channels wide outside and 16 inside. Batch normalisation is
 folded into the convolutions. Submodules stand in the order in which they run, as the converted file's names do.
@@ -29,7 +29,7 @@ class Conv(nn.Conv2d):
 
 
 class ResidualU(nn.Module):
-    """RSU-L (figure 2): a small U-Net inside a residual connection. [B, inputs, H, W] -> [B, WIDTH, H, W]."""
+    """RSU-L (figure 2): a small U-Net with a residual connection. [B, inputs, H, W] -> [B, WIDTH, H, W]."""
 
     def __init__(self, inputs: int, levels: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class ResidualU(nn.Module):
 
 
 class DilatedU(nn.Module):
-    """RSU-4F: the same with dilations in place of smaller sizes."""
+    """RSU-4F: the same with dilations instead of downsampling."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class U2NetP(nn.Module):
 
 
 def normalised(image: Tensor) -> Tensor:
-    """What the network takes: image [B, H, W, 3] in 0..1 -> [B, 3, SIDE, SIDE]."""
+    """The network's input: image [B, H, W, 3] in 0..1 -> [B, 3, SIDE, SIDE]."""
     pixels = (image if image.shape[1:3] == (SIDE, SIDE) else resized(image, SIDE, SIDE)).movedim(-1, 1)
     mean, deviation = (torch.tensor(x, device=image.device)[:, None, None] for x in (MEAN, DEVIATION))
     return (pixels - mean) / deviation
@@ -109,5 +109,5 @@ def half(x: Tensor) -> Tensor:
 
 
 def like(x: Tensor, other: Tensor) -> Tensor:
-    """x at the height and width of the other."""
+    """Resize x [B, C, h, w] to the height and width of the other."""
     return F.interpolate(x, other.shape[2:], mode="bilinear", align_corners=False)

@@ -12,9 +12,9 @@ from ..encoder.load import SubjectEncoding, joined
 
 
 def combine_subjects(subjects: Sequence[Subject]) -> Subject:
-    """The first picture is the main one: Subject Tuning learns from it, and it gives the name.
+    """One subject with the images of all. The first image is the main one: tuning learns from it.
 
-    Raises ValueError, in one sentence, for subjects of different checkpoints or encoders.
+    Raises ValueError, in one sentence, for subjects from different checkpoints or encoders.
     """
     encoding = _joined_encoding([subject.encoding for subject in subjects])
     first, *others = (picture for subject in subjects for picture in subject.pictures())
@@ -55,7 +55,7 @@ def _joined_encoding(encodings: Sequence[Any]) -> SubjectEncoding | None:
 
 
 def _owned(first: Subject, subjects: Sequence[Subject]) -> Subject:
-    """The main picture, with all the rights that any of them has: every owner, every limit, the earliest end."""
+    """The main image with the rights of all subjects: every owner, every limit, the earliest last day."""
     known = [subject for subject in subjects if isinstance(subject, OwnedSubject)]
     if not known:
         return first

@@ -22,11 +22,11 @@ KEEP = ("all", "largest")
 MOST_GROWTH = 256  # pixels
 MANY = 0.98  # of a picture: there is nothing to tell the subject from
 PREVIEW = 512  # pixels of its height
-MEMORY = 300 * 2**20  # bytes that one picture's pass takes beside the weights
+MEMORY = 300 * 2**20  # bytes for one image, without the weights
 
 
 def load_network() -> ModelPatcher:
-    """The shipped network, on the devices that the host chooses. A read of 2.3 MB, so it is not kept."""
+    """The shipped network, on the devices that the host chooses. It has 2.3 MB, so it is not cached."""
     network = U2NetP().eval()
     network.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()})
     management = comfy.model_management
@@ -34,7 +34,7 @@ def load_network() -> ModelPatcher:
 
 
 def find_subject(image: Tensor, threshold: float = THRESHOLD, grow: int = 0, keep: str = "all") -> Tensor:
-    """Where the subject of each picture is: image [B, H, W, 3] in 0..1 -> mask [B, H, W] of zeros and ones.
+    """The mask of each image's subject: image [B, H, W, 3] in 0..1 -> mask [B, H, W] of zeros and ones.
 
     All zeros where nothing stands out. threshold, grow, keep: as find_subject.as_mask takes them.
     """
@@ -54,7 +54,7 @@ def find_subject(image: Tensor, threshold: float = THRESHOLD, grow: int = 0, kee
 
 
 class Found(NamedTuple):
-    """mask: [B, H, W]; preview: [B, H', W', 3], outline and what is left out; notes: keys of hints.NOTES."""
+    """mask: [B, H, W]. preview: [B, H', W', 3], the outline and the background. notes: keys of hints.NOTES."""
 
     mask: Tensor
     preview: Tensor
@@ -62,7 +62,7 @@ class Found(NamedTuple):
 
 
 def find_and_show(image: Tensor, threshold: float, grow: int, keep: str) -> Found:
-    """find_subject, with something to look at. Raises ValueError, in one sentence, where nothing stands out."""
+    """find_subject with a preview. Raises ValueError, in one sentence, if nothing stands out."""
     check_number("threshold", threshold, 0.0, 1.0)
     check_number("grow", grow, -MOST_GROWTH, MOST_GROWTH, whole=True)
     check_choice("keep", keep, KEEP)

@@ -1,4 +1,4 @@
-"""The kept features, as the host's own memory management sees them: one more thing that it may move or unload."""
+"""The cached features in the host's memory management: it can move or unload them like a model."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch import Tensor
 
 from ...bank import Features, ReferenceBank, size
 
-ATTRIBUTE = "dreamtuner_features"  # of the host's model, which owns what is kept for it
-SHARE = 0.25  # of a device's free memory, for the features of all models and subjects together
+ATTRIBUTE = "dreamtuner_features"  # of the host's model, which owns the features computed with it
+SHARE = 0.25  # of a device's free memory, at most, for the features of all models and subjects together
 
 
 class KeptFeatures(comfy.model_patcher.ModelPatcher):
-    """The features that one model has computed, of all subjects: a ReferenceBank among the host's loaded models.
+    """The features of all subjects, computed with one model: a ReferenceBank among the host's loaded models.
 
-    They are kept on the U-Net's device while there is room. When the host asks for memory they go where the host
-    offloads weights to; where that is the same device (no GPU), an unload drops them. All that it has to load is
-    loaded: the host never makes room for it.
+    They are stored on the U-Net's device while there is room. When the host needs memory they move to its offload
+    device; if that is the same device (no GPU), unloading drops them. Nothing has to be loaded before a run, so the
+    host never frees memory for them.
     """
 
     model: ReferenceBank
 
     def __init__(self, load_device: torch.device, offload_device: torch.device) -> None:
-        self.load_device = load_device  # older hosts ask for the size at once
+        self.load_device = load_device  # older hosts call model_size in the constructor
         super().__init__(ReferenceBank(), load_device, offload_device)
 
     def begin_run(self) -> None:
-        """Count the runs for all models' features, so that those of a model that is not used any more are dropped."""
+        """Count the run for the features of all models, so that those of an unused model are dropped."""
         for kept in self._all():
             kept.model.begin_run()
 
     def keep(self, latent: Tensor, key: Hashable, features: Features, reserve: float) -> bool:
-        """Keep the features of that latent and key on the best device that has room for them. True when kept.
+        """Store the features of that latent and key on the first device with room for them. Returns whether it did.
 
-        reserve: bytes that are left free.
+        reserve: bytes to leave free.
         """
         needed = size(features)
         for device in dict.fromkeys((self.load_device, self.offload_device)):
@@ -47,7 +47,7 @@ class KeptFeatures(comfy.model_patcher.ModelPatcher):
         return False
 
     def _make_room(self, device: torch.device, needed: int, reserve: float) -> bool:
-        """True where so many bytes fit into the share of the device's memory, when what is not used has left it."""
+        """Whether so many bytes fit into the SHARE of the device, after unused features were moved or dropped."""
         everything = self._all()
         kept = sum(each.model.nbytes(device) for each in everything)
         over = kept + needed - SHARE * (kept + self._free_memory(device) - reserve)
@@ -62,12 +62,12 @@ class KeptFeatures(comfy.model_patcher.ModelPatcher):
         return self.model.move(device, self.offload_device, amount, unused=True)
 
     def _all(self) -> list[KeptFeatures]:
-        """Of all models that the host lists, this model's last: those of the others make room first."""
+        """The features of all models loaded in the host, this model's last: the others make room first."""
         listed = (loaded.model for loaded in comfy.model_management.current_loaded_models)
         return [*(model for model in listed if isinstance(model, KeptFeatures) and model is not self), self]
 
     def _free_memory(self, device: torch.device) -> float:
-        """Of a GPU the newest hosts count, too, what the weights that they stream would make room for."""
+        """The newest hosts also count memory of streamed weights on a GPU as free."""
         counted = getattr(super(), "get_free_memory", None)
         if counted is None or device.type == "cpu":
             return comfy.model_management.get_free_memory(device)
@@ -85,7 +85,7 @@ class KeptFeatures(comfy.model_patcher.ModelPatcher):
     def partially_load(
         self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
     ) -> int:
-        return 0  # features are fetched one noise level at a time
+        return 0  # features are copied one noise level at a time
 
     def partially_unload(
         self, device_to: torch.device, memory_to_free: float = 0, force_patch_weights: bool = False
@@ -101,16 +101,16 @@ class KeptFeatures(comfy.model_patcher.ModelPatcher):
         return self.model
 
     def announce(self) -> None:
-        """Tell the host of these features, so that it knows what it can ask back.
+        """Add these features to the host's list of loaded models, so that it can unload them.
 
-        After a run: what it loads for one may push out what it was told of before.
+        Called after each run, because models loaded for a run may have removed them from the list.
         """
         if self.loaded_size():
             comfy.model_management.load_models_gpu([self])
 
 
 def kept_features(patcher: comfy.model_patcher.ModelPatcher) -> KeptFeatures:
-    """What is kept for this model: one for all clones of the patcher, freed with the model."""
+    """The cached features of this model, shared by all clones of the patcher and freed with the model."""
     model = patcher.model
     if not hasattr(model, ATTRIBUTE):
         setattr(model, ATTRIBUTE, KeptFeatures(patcher.load_device, patcher.offload_device))

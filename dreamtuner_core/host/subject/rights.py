@@ -1,4 +1,4 @@
-"""The rights of a subject in the pictures made with it."""
+"""A subject's rights in the metadata of the images made with it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NO_RIGHTS = Rights()  # nothing is known of them
 
 
 def tell_rights(subject: Subject, prompt: dict[str, Any] | None, extra_pnginfo: dict[str, Any] | None) -> None:
-    """Write the subject's rights where the host's save nodes take a picture's metadata from.
+    """Add the subject's rights to the metadata that the host's save nodes write into images.
 
-    prompt: the graph as it was queued, where they are noted beside the inputs of the node that the subject comes from;
-    extra_pnginfo: what the page sent along. Either may be None, for a caller may send neither.
+    prompt: the queued graph; the rights are added beside the inputs of the subject's own node. extra_pnginfo: the
+    page's extra data. Either may be None, because API callers may send neither.
     """
     if not isinstance(subject, OwnedSubject) or subject.rights == NO_RIGHTS:
         return
@@ -36,7 +36,7 @@ def tell_rights(subject: Subject, prompt: dict[str, Any] | None, extra_pnginfo: 
 
 
 def _is_source(node: Any, subject: OwnedSubject) -> bool:
-    """Whether that node of a graph, whatever a caller sent as one, loads or encodes that subject."""
+    """Whether this node of the graph loads or encodes that subject. Callers may send anything as a node."""
     inputs = node.get("inputs") if isinstance(node, dict) else None
     if not isinstance(inputs, dict):
         return False
@@ -56,13 +56,13 @@ def tell_rights_of_run(subjects: Iterable[Subject]) -> None:
 
 
 def checked_rights(owner: str = "", allowed_uses: str = "", until: str = "") -> Rights:
-    """As an artist wrote them. Raises ValueError, in one sentence, for what is no text or no day."""
+    """Rights from a node's inputs. Raises ValueError, in one sentence, for an invalid text or date."""
     texts = {"owner": owner, "allowed_uses": allowed_uses, "until": until}
     return Rights(**{name: checked_text(name, text).strip() for name, text in texts.items()})
 
 
 def rights_notes(subject: Subject) -> list[str]:
-    """Keys of hints.NOTES: whether the allowed uses are over."""
+    """Keys of hints.NOTES: a note if the last day of the allowed uses is past."""
     return ["ended"] if isinstance(subject, OwnedSubject) and subject.rights.ended(today()) else []
 
 

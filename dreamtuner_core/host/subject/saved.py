@@ -1,4 +1,4 @@
-"""Saved subjects in the host: the files in models/subjects, and their rights in the pictures made with them."""
+"""Saving and loading subjects: the files in models/subjects."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 def save_subject(
     subject: Subject, name: str, tuned: TunedSubject | None = None, rights: Rights = NO_RIGHTS, caption_text: str = ""
 ) -> Path:
-    """Write the subject; gives the file. A name that is taken by another subject gets a number, as the host's do.
+    """Save the subject and return the file. If another subject has the name, a number is added, as the host does.
 
-    tuned: what was learned of this very subject. Raises ValueError for a bad name, or where the disk refuses.
+    tuned: the tuning of this same subject. Raises ValueError for an invalid name, or if the file cannot be written.
     """
     name = checked_name(name)
     if tuned is not None and not torch.equal(tuned.subject.latent.cpu(), subject.latent.cpu()):
@@ -60,10 +60,10 @@ def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) ->
 
 
 def load_subject(name: str, encoder: LoadedEncoder | None = None) -> tuple[OwnedSubject, TunedSubject | None]:
-    """The subject in that file, of the very effect that it had, and what was learned of it.
+    """Load the subject, with exactly the effect that it had, and its tuning (None if it was not tuned).
 
-    encoder: the subject encoder that the file's tokens are of; without it the subject has none. Raises ValueError for
-    a file that is no whole subject, or another encoder.
+    encoder: the subject encoder that made the file's tokens; without it the subject has no encoding. Raises ValueError
+    for a damaged file, or for another encoder.
     """
     content = from_file(SUBJECTS.path(name))
     own: dict[str, Any] = {
@@ -81,7 +81,7 @@ def load_subject(name: str, encoder: LoadedEncoder | None = None) -> tuple[Owned
 
 
 def _picture(content: SavedSubject) -> dict[str, Any]:
-    """One picture of a subject, by the names of Subject."""
+    """One image of a subject, as arguments of Subject."""
     return {
         "picture": content.picture,
         "mask": content.mask,
@@ -112,7 +112,7 @@ def _encoding(content: SavedSubject, encoder: LoadedEncoder | None) -> SubjectEn
 
 
 def _look_for_lora(tuned: TunedSubject) -> None:
-    """Say so in the log where the tuned subject's LoRA is missing, or another file of its name."""
+    """Log a warning if the tuned subject's LoRA is missing or was replaced."""
     path = TuningFiles(tuned.name).lora
     if not path.is_file():
         log.warning("DreamTuner: the LoRA '%s' of this subject is not in models/loras", tuned.name)

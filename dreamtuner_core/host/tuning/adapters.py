@@ -1,8 +1,8 @@
-"""U-Net and text encoder as a tuning trains them: the host's weight adapters on its own modules, for a while.
+"""U-Net and text encoder during training: the host's weight adapters on its own modules, removed at the end.
 
-The host keeps its weights as inference tensors, which autograd cannot save, and casts, offloads and patches them as
-modules run. Its weight wrappers come last of all that and get a fresh copy; so each wrapped weight here is detached,
-and, where it is trained, adapted. Nothing of the model itself is changed, and `on_host` takes every wrapper off again.
+The host's weights are inference tensors, which autograd cannot save, and it casts, offloads and patches them while
+modules run. Its weight wrappers run last and get a fresh copy. So each wrapped weight is detached here, and adapted if
+it is trained. The model itself is not changed, and `on_host` removes every wrapper.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RECOMPUTED = (host.SpatialTransformer, comfy.clip_model.CLIPAttention, comfy.cli
 
 
 def parametrisation(sampling: nn.Module) -> str:
-    """What the network predicts, from the model's sampling. Raises ValueError for neither eps nor v."""
+    """Whether the network predicts eps or v, from the model's sampling. Raises ValueError for anything else."""
     others = (comfy.model_sampling.EDM, comfy.model_sampling.X0)
     if isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(sampling, others):
         return V if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else EPS
@@ -55,10 +55,10 @@ def parametrisation(sampling: nn.Module) -> str:
 
 
 class Adapters:
-    """What is trained of one network, and how it is called in a LoRA file.
+    """The trained parameters of one network, by their names in a LoRA file.
 
-    parameters: by name in the file's own terms. Each kind of adapter adds its own. shapes: those in the file, where
-    they are not the parameter's.
+    parameters: by the file's names; each kind of adapter adds its own. shapes: the file's shapes, where they differ
+    from the parameter's.
     """
 
     def __init__(self, patcher: ModelPatcher, dtype: torch.dtype | None, device: torch.device) -> None:
@@ -71,7 +71,7 @@ class Adapters:
             self.patcher.set_model_compute_dtype(dtype)
 
     def add_lora(self, file_key: str, key: str, rank: int, seed: int) -> None:
-        """The host's LoRA on that weight, of no effect at first; drawn from (seed, key) alone."""
+        """Add the host's LoRA on that weight. It has no effect at first; its values depend only on (seed, key)."""
         weight = comfy.utils.get_attr(self.patcher.model, key)
         rows, columns = weight.shape[0], weight.shape[1:].numel()
         down = (2 * torch.rand(rank, columns, generator=generator("lora", seed, key)) - 1) / columns**0.5
@@ -88,14 +88,14 @@ class Adapters:
         self.wrappers[key] = adapter
 
     def add_difference(self, file_key: str, key: str) -> None:
-        """The whole weight (or bias), as its difference from what it was."""
+        """Train the whole weight (or bias), as a difference from the original."""
         weight = comfy.utils.get_attr(self.patcher.model, key)
         name = f"{file_key}.{'diff_b' if key.endswith('.bias') else 'diff'}"
         difference = self.parameters[name] = Parameter(torch.zeros(weight.shape, device=self.device))
         self.wrappers[key] = lambda weight: (weight + difference).to(weight.dtype)
 
     def add_differences(self, keys: set[str], prefix: str = "") -> None:
-        """Those of all keys that are the weight or bias of one of the host's layers. prefix: of their file keys."""
+        """The same for all keys that are a weight or bias of the host's layers. prefix: of their file keys."""
         for key in sorted(keys):
             module, part = key.rpartition(".")[::2]
             if part in ("weight", "bias") and hasattr(
@@ -104,7 +104,7 @@ class Adapters:
                 self.add_difference(prefix + module, key)
 
     def attach(self) -> None:
-        """Hang the wrappers on the patcher; every other weight is only detached."""
+        """Add the wrappers to the patcher; all other weights are only detached."""
         for name, module in self.patcher.model.named_modules():
             if not hasattr(module, "weight_function") or isinstance(module, nn.Embedding):
                 continue
@@ -115,7 +115,7 @@ class Adapters:
                     self.patcher.add_weight_wrapper(key, adapted)
 
     def saved(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """What a LoRA file holds of it, in kohya's names and shapes: a convolution's have four dimensions."""
+        """The tensors of a LoRA file, with kohya's names and shapes: a convolution's have four dimensions."""
         tensors = {
             name: p.detach().to("cpu", dtype, copy=True).reshape(self.shapes.get(name, p.shape))
             for name, p in self.parameters.items()
@@ -124,11 +124,11 @@ class Adapters:
 
 
 def resident(patcher: ModelPatcher) -> ModelPatcher:
-    """The same network with weights that stay where they are.
+    """The same network with weights that stay in place during the backward pass.
 
-    On an NVIDIA GPU the newest hosts stream a network's weights through memory that they take back before the backward
-    pass needs them, and hang no wrapper on small ones. Then this is a copy of its own, loaded for such ends.
-    Raises ValueError, in one sentence, where the host cannot load it again.
+    On an NVIDIA GPU the newest hosts stream weights through memory that is reused before the backward pass needs them,
+    and add no wrapper to small ones. There this is a separate copy without streaming.
+    Raises ValueError, in one sentence, if the host cannot load it a second time.
     """
     if not getattr(patcher, "is_dynamic", lambda: False)():
         return patcher
@@ -160,9 +160,9 @@ def _detached(module: nn.Module, adapted: Wrapper | None, part: str, device: tor
 def unet_adapters(
     model: ModelPatcher, method: str, rank: int, seed: int, dtype: torch.dtype, device: torch.device
 ) -> Adapters:
-    """LoRA on every projection of the transformers, or the difference of every weight.
+    """LoRA on every projection of the transformers, or the difference of every weight, by method.
 
-    The network alone learns and draws its samples: a subject that the model looks at is for what comes after.
+    Subjects applied to the model are removed: the network learns and samples without them.
     """
     adapters = Adapters(model, dtype, device)
     adapters.patcher.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
@@ -178,7 +178,7 @@ def unet_adapters(
 
 
 def text_adapters(clip: Any, method: str | None, rank: int, seed: int, device: torch.device) -> Adapters:
-    """The same of the text encoders; method None trains nothing of them (S* alone passes through)."""
+    """The same for the text encoders; method None trains nothing of them, and only S* learns."""
     adapters = Adapters(clip.patcher, None, device)
     network = clip.cond_stage_model
     if method == "lora":
@@ -192,7 +192,7 @@ def text_adapters(clip: Any, method: str | None, rank: int, seed: int, device: t
 
 
 def transformer_weights(model: comfy.model_base.BaseModel) -> list[str]:
-    """Keys of the projections in the U-Net's transformers: what LoRA trainers train by custom."""
+    """Keys of the projections in the U-Net's transformers, which LoRA trainers usually train."""
     return [
         f"diffusion_model.{block}.{name}.weight"
         for block, transformer in model.diffusion_model.named_modules()
@@ -203,8 +203,8 @@ def transformer_weights(model: comfy.model_base.BaseModel) -> list[str]:
 
 
 def unet_file_keys(model: comfy.model_base.BaseModel) -> dict[str, str]:
-    """LoRA file name of each weight, as other tools write them: diffusers' names for SD1.x and SD2.x, the
-    checkpoint's own for SDXL. The host reads both."""
+    """Each weight's name in a LoRA file, as other tools write it: diffusers' names for SD1.x and SD2.x, the
+    checkpoint's for SDXL. The host reads both."""
     own = isinstance(model, comfy.model_base.SDXL)
     names: dict[str, str] = {}
     for name, key in comfy.lora.model_lora_keys_unet(model, {}).items():
@@ -214,7 +214,7 @@ def unet_file_keys(model: comfy.model_base.BaseModel) -> dict[str, str]:
 
 
 def text_file_keys(network: nn.Module) -> dict[str, str]:
-    """LoRA file name of each projection of the text encoders: lora_te_ for one encoder, lora_te1_ and lora_te2_."""
+    """Each text encoder projection's name in a LoRA file: lora_te_ for one encoder, lora_te1_ and lora_te2_ for two."""
     names: dict[str, str] = {}
     for name, key in comfy.lora.model_lora_keys_clip(network, {}).items():
         if name.startswith("lora_te") and ".encoder.layers." in key:
@@ -226,9 +226,9 @@ def text_file_keys(network: nn.Module) -> dict[str, str]:
 
 @contextmanager
 def on_host(networks: Sequence[Adapters]) -> Iterator[None]:
-    """The networks out of inference mode, and without a trace of the wrappers afterwards, whatever fails meanwhile.
+    """A context for training: out of inference mode, in training mode; all wrappers are removed at the end.
 
-    In training mode too: by that the host's fp8 layers know that what they compute must have a gradient.
+    The host's fp8 layers compute gradients only in training mode.
     """
     with ExitStack() as exits:  # each of these runs at the end, whatever the others do
         for adapters in networks:
@@ -248,7 +248,7 @@ def _set_training(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 
 
 def _put_back(patcher: ModelPatcher) -> None:
-    """Take every wrapper off. What the host fails to put back now, it puts back before it loads the network again."""
+    """Remove every wrapper. If the host fails to restore the weights, it does so before the next load."""
     try:
         patcher.detach()
         for module in patcher.model.modules():
@@ -259,12 +259,12 @@ def _put_back(patcher: ModelPatcher) -> None:
 
 
 def _is_scaled(module: nn.Module) -> bool:
-    """Whether it is one of the host's layers of scaled fp8, whose weight is what is stored times its scale."""
+    """Whether it is one of the host's scaled fp8 layers, whose weight is the stored one times its scale."""
     return hasattr(module, "convert_weight") and getattr(module, "scale_weight", None) is not None
 
 
 def _with_a_kept_scale(module: nn.Module, args: Any) -> None:
-    """The layer's scale as a tensor that autograd can keep: the host multiplies by it where no wrapper reaches."""
+    """Replace the layer's scale by a tensor that autograd can save: no wrapper reaches it."""
     scale = cast(Tensor, module.scale_weight)
     if scale.is_inference() and torch.is_grad_enabled():
         module.scale_weight = Parameter(scale.detach().clone(), requires_grad=False)
@@ -272,9 +272,9 @@ def _with_a_kept_scale(module: nn.Module, args: Any) -> None:
 
 @contextmanager
 def recomputed(network: nn.Module) -> Iterator[None]:
-    """Gradient checkpointing: for a while each block keeps its input alone, and is computed again in the backward pass.
+    """A context with gradient checkpointing: a block saves only its input, and runs again in the backward pass.
 
-    Of a U-Net, and of text encoders: in training a layer's weights are copies, which fill more than what it computes.
+    For U-Nets and for text encoders, because a layer's wrapped weights are copies, larger than its activations.
     """
     blocks = [m for m in network.modules() if type(m).__name__ == "ResBlock" or isinstance(m, RECOMPUTED)]
 
@@ -311,10 +311,10 @@ def predict(
     layers: Sequence[Layer],
     joined: Callable[[Options], Options] | None = None,
 ) -> Tensor:
-    """What the network says of each row [B, C, h, w], in its own parametrisation, before the host makes x0 of it.
+    """The raw output of the network, eps or v: [B, C, h, w].
 
-    noisy: [B, C, h, w]; sigma: [B]; texts: one for each row; layers: the U-Net's. joined: adds to the call's
-    transformer_options what else is at work.
+    noisy: [B, C, h, w]. sigma: [B]. texts: one per row. layers: the U-Net's. joined: adds a subject encoder to the
+    call's transformer_options.
     """
     options: Options = {"sigmas": sigma, "cond_or_uncond": [0] * len(texts), **_differentiable(layers)}
     options = options if joined is None else joined(options)
@@ -322,12 +322,12 @@ def predict(
 
 
 def is_differentiable() -> bool:
-    """Whether the host's attention kernel can be trained through."""
+    """Whether the host's attention has a backward pass."""
     return host.optimized_attention.__name__ in DIFFERENTIABLE
 
 
 def _differentiable(layers: Sequence[Layer]) -> Options:
-    """Torch's attention in every layer, where the host's own kernel has no backward pass."""
+    """Torch's attention in every layer, if the host's own has no backward pass."""
     if is_differentiable():
         return {}
 

@@ -1,8 +1,8 @@
-"""The model's subject encoder in a tuning: its ResBlocks learn with the rest (section 3.3), all else of it stays.
+"""The model's subject encoder during tuning: its ResBlocks are trained too (section 3.3), the rest stays frozen.
 
-The reference's prediction reads the subject through the frozen S-E-A at the strength that the artist applied, as it
-will in use; the regular picture's, which is another individual, reads none (ours: the paper does not say). A flipped
-reference is read flipped.
+The reference's row reads the subject through the frozen S-E-A, at the strength that the artist applied, as it will
+later. The regular image's row, which shows another individual, reads nothing (ours: the paper does not say). For a
+flipped reference the encoder reads the flipped image.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PREFIX = "encoder."  # of their names in a state
 
 
 def applied_encoder(model: ModelPatcher, subject: Subject) -> AppliedEncoder:
-    """The one subject encoder on the model. Raises ValueError, in one sentence, where there is none that can learn."""
+    """The one subject encoder applied to the model. Raises ValueError, in one sentence, if there is none to train."""
     settings = model.get_attachment(KEY) or Settings()
     applied = [a for a in settings.encoders if a.strength > 0]
     off = "or turn encoder_resblocks off."
@@ -56,7 +56,7 @@ def applied_encoder(model: ModelPatcher, subject: Subject) -> AppliedEncoder:
 
 
 class LearningEncoder:
-    """An applied subject encoder whose ResBlocks learn; as much of it as a tuning needs."""
+    """An applied subject encoder whose ResBlocks are trained."""
 
     def __init__(self, model: ModelPatcher, applied: AppliedEncoder, layers: Sequence[Layer]) -> None:
         self.applied, self.layers = applied, layers
@@ -71,11 +71,11 @@ class LearningEncoder:
             self.adapters.attach()
 
     def tokens(self, flip: int = 0) -> Tensor:
-        """SE(r) as it is now, [1, T, C], of the reference or of the flipped one."""
+        """SE(r) with the current weights, [1, T, C]. flip: 1 for the flipped reference."""
         return self.applied.encoding.encoder.model.tokens(self.states[flip : flip + 1])
 
     def joined(self, sigma: float, flip: int, rows: int) -> Callable[[Options], Options]:
-        """Brings the reference to the first of so many rows, at a noise level at which the encoder is applied."""
+        """A function that adds the encoder to transformer_options, for the first row, if it is applied at sigma."""
 
         def join(options: Options) -> Options:
             if not self.range.holds(sigma):
@@ -86,13 +86,13 @@ class LearningEncoder:
         return join
 
     def on(self, patcher: ModelPatcher) -> ModelPatcher:
-        """A clone of the network in tuning that sees the subject through the encoder as it is now, and nothing else."""
+        """A clone of the trained network with the current encoder applied, and nothing else."""
         encoder = replace(self.applied.encoding.encoder, patcher=self.adapters.patcher)
         subject = replace(self.applied.subject, encoding=SubjectEncoding(encoder, self.tokens()))
         return with_encoder(with_settings(patcher, lambda _: Settings()), replace(self.applied, subject=subject))
 
     def saved(self, training: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The encoder's file, tensors and metadata: the given one's, with what was learned. training: said in it."""
+        """Tensors and metadata of the trained encoder's file. training: facts for its metadata."""
         encoder = self.applied.encoding.encoder
         assert isinstance(encoder.model, SubjectEncoder)
         weights = {name: weight.detach().cpu() for name, weight in encoder.model.state_dict().items()}
@@ -104,7 +104,7 @@ class LearningEncoder:
 
 
 class _Learning(EncoderAtWork):
-    """At work in one step. Keys and values are projected before the U-Net runs: its blocks may be computed twice."""
+    """The encoder in one step. Keys and values are projected before the U-Net runs, as its blocks may run twice."""
 
     def __init__(self, applied: AppliedEncoder, layers: Sequence[Layer], tokens: Tensor) -> None:
         super().__init__(applied, layers)
@@ -132,14 +132,14 @@ def _weight_name(file_key: str) -> str:
 def with_tuned_encoder(
     model: ModelPatcher, applied: AppliedEncoder, subject: Subject, file: str
 ) -> tuple[ModelPatcher, Subject]:
-    """Model and subject as the graph's own nodes make them with that file in place of the encoder that was given."""
+    """Model and subject as the graph's nodes would make them with that file instead of the original encoder."""
     before = applied.encoding
     encoder = load_encoder(file, before.encoder.clip_vision)
     encoding = joined([encode_picture(encoder, one.picture) for one in subject.pictures()])
     shown = applied.subject.encoded(encoding)
 
     def again(settings: Settings) -> Settings:
-        """Without the one that was given; its subject's reference sees the new one."""
+        """Without the original encoder; the reference pass of its subject uses the new one."""
         subjects = tuple(
             replace(a, subject=replace(a.subject, encoding=encoding)) if a.subject.encoding is before else a
             for a in settings.subjects

@@ -1,9 +1,9 @@
-"""Files of a tuning: where everything lies, whose it is, and who writes it just now.
+"""The files of a tuning: their places, which tuning they belong to, and a lock for writing.
 
-What an artist uses lies where the host's own nodes look: loras/<name>.safetensors and embeddings/<name>.safetensors,
-and, where a subject encoder learned too, subject_encoders/<name>.safetensors.
-What only the pack uses lies under the user folder's `__dreamtuner`, a name that the host's web server gives to nobody:
-tuning/<name>/state.safetensors (to go on from, and the report) and regular/<key>/ (the regular pictures).
+Files for artists are where the host's own nodes find them: loras/<name>.safetensors, embeddings/<name>.safetensors,
+and, if a subject encoder was trained too, subject_encoders/<name>.safetensors.
+Files for the pack are in the user folder's `__dreamtuner`, which the host's web server does not serve:
+tuning/<name>/state.safetensors (for resuming, and for the report) and regular/<key>/ (the regular images).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 
 def settings_of(path: Path) -> dict[str, Any]:
-    """What a file says of the tuning that made it; empty where it says nothing."""
+    """The settings of the tuning that made the file, from its metadata; empty without them."""
     settings = plain_json(metadata_of_file(path).get(SETTINGS))
     return settings if isinstance(settings, dict) else {}
 
 
 def steps_of(path: Path) -> int:
-    """How many steps the tuning had taken that made the file; 0 where it does not say."""
+    """The number of steps of the tuning that made the file; 0 if it does not say."""
     steps = settings_of(path).get("steps")
     return steps if type(steps) is int else 0
 
@@ -52,9 +52,9 @@ def regular_folder(key: str) -> Path:
 
 @dataclass(frozen=True)
 class TuningFiles:
-    """Where the tuning of that name is. Each kind of file goes to the first of its folders, as the host's do.
+    """The paths of the tuning of that name. Each kind of file goes to the first of its folders, as in the host.
 
-    with_encoder: whether a subject encoder learned too.
+    with_encoder: whether a subject encoder is trained too.
     """
 
     name: str
@@ -78,23 +78,23 @@ class TuningFiles:
 
     @property
     def spare(self) -> Path:
-        """Where the state goes when its own name cannot be written."""
+        """A second place for the state, if the first cannot be written."""
         return self.state.with_name(f"state_spare{SUFFIX}")
 
     @property
     def result(self) -> list[Path]:
-        """What an artist uses."""
+        """The files for artists."""
         return [self.lora, self.embedding, *([self.encoder] if self.with_encoder else [])]
 
     def words(self) -> str:
-        """What an artist uses, in words."""
+        """The files for artists, in words."""
         encoder = f", subject_encoders/{self.encoder.name}" if self.with_encoder else ""
         return f"loras/{self.lora.name}, embedding:{self.name}{encoder}"
 
     def check(self, key: str) -> None:
-        """Raise ValueError where the folders cannot be written, or files of the name are of something else.
+        """Raise ValueError if the folders are not writable, or if files of that name belong to something else.
 
-        key: of this tuning's settings. A file of the same settings is one to go on with.
+        key: of this tuning's settings. Files with the same key belong to this tuning.
         """
         paths = [*self.result, self.state, self.spare]
         for path in paths:
@@ -107,7 +107,7 @@ class TuningFiles:
             )
 
     def free(self, key: str) -> TuningFiles:
-        """The same name where nothing is of another tuning, else the first free one of name_2, name_3, ..."""
+        """The same name if no other tuning uses it, else the first free one of name_2, name_3, ..."""
         numbered = (replace(self, name=f"{self.name}_{number}") for number in itertools.count(2))
         return next(
             files
@@ -117,7 +117,7 @@ class TuningFiles:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While this process alone tunes the name. Raises ValueError where another does."""
+        """A lock on the name. Raises ValueError if another process holds it."""
         check_writable(self.state.parent)
         lock = FileLock(self.state.with_name("lock"), timeout=0)
         try:
@@ -138,12 +138,12 @@ class TuningFiles:
 
 
 def _is_of_another(path: Path, key: str) -> bool:
-    """Whether something stands there, be it a dead link or a pipe, that this tuning did not write."""
+    """Whether there is a file (or a broken link or pipe) that this tuning did not write."""
     return os.path.lexists(path) and settings_of(path).get("key") != key
 
 
 def is_to_be_written_again(name: str, steps: int) -> bool:
-    """Whether the tuning of that name has taken its steps, and a file of it was deleted since."""
+    """Whether the tuning of that name is finished, and one of its files was deleted since."""
     try:
         files = TuningFiles(checked_name(name))
     except ValueError:

@@ -1,4 +1,4 @@
-"""A tuning as data: what is given, checked, and what follows from it. Nothing here trains or writes."""
+"""A tuning as data: the checked inputs, and what is derived from them. Nothing here trains or writes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .texts import ClassTexts
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One tuning of one name. Raises ValueError, in one sentence, where the parts do not fit.
+    """One tuning of one name. Raises ValueError, in one sentence, if the inputs do not fit together.
 
-    config: its precision is settled for the model's device.
+    config: `auto` precision is replaced by that for the model's device.
     """
 
     model: ModelPatcher
@@ -64,7 +64,7 @@ class Job:
 
     @cached_property
     def encoder(self) -> AppliedEncoder | None:
-        """The subject encoder on the model, where it learns too."""
+        """The subject encoder on the model, if it is trained too."""
         return applied_encoder(self.model, self.subject) if self.config.encoder_resblocks else None
 
     @cached_property
@@ -81,7 +81,7 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """Of everything that the outcome depends on, the number of steps apart."""
+        """A hash of everything that the result depends on, except the number of steps."""
         key = fingerprint.Fingerprint().add(self.config.outcome(), self.texts.class_word)
         key.add(fingerprint.of_model(self.model), fingerprint.of_patches(self.model))
         key.add(fingerprint.of_model(self.clip.patcher), self.clip.layer_idx)
@@ -90,14 +90,14 @@ class Job:
         return key.add(fingerprint.of_network(self.vae.first_stage_model), fingerprint.of_subject(self.subject)).text()
 
     def metadata(self, steps: int) -> dict[str, str]:
-        """Of a file of this tuning after so many steps."""
+        """The metadata of a file of this tuning after so many steps."""
         settings = {"key": self.key, "class_word": self.texts.class_word, "steps": steps, "config": asdict(self.config)}
         if isinstance(self.subject, OwnedSubject):
             settings["rights"] = asdict(self.subject.rights)  # they bind whoever has the file
         return {SETTINGS: json.dumps(settings, ensure_ascii=False)}
 
     def least_metadata(self, steps: int) -> dict[str, str]:
-        """What going on needs, and nothing that came from outside."""
+        """Only what resuming needs, without texts from outside."""
         return {SETTINGS: json.dumps({"key": self.key, "steps": steps})}
 
 

@@ -1,4 +1,4 @@
-"""The pairs of a tuning: the latents of the reference and of the regular pictures, as the U-Net takes them."""
+"""The training pairs: latents of the reference and of the regular images, scaled for the U-Net."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .texts import tokenize
 
 
 def make_pairs(job: Job) -> Pairs:
-    """Draw what regular pictures are missing: first those that resemble the subject, then those of the bare class."""
+    """Generate the missing regular images: first those that resemble the subject, then those of the plain class."""
     resembling, of_class = job.config.shares
     bare = _encoded(job, f"a {job.texts.class_word}")
     regular = [
@@ -30,13 +30,13 @@ def make_pairs(job: Job) -> Pairs:
 
 
 def caption(job: Job) -> Any | None:
-    """The subject's caption, the host's CONDITIONING; None where it says nothing."""
+    """The subject's caption as the host's CONDITIONING; None if it is empty."""
     caption = job.subject.caption
     return None if caption is None or _same_text(caption, _encoded(job, "")) else caption
 
 
 def _regular(job: Job, subject: Subject | None, text: Any, count: int, before: int) -> Tensor:
-    """[count, 2, C, h, w], for which `before` pictures are there already."""
+    """Latents of regular images, [count, 2, C, h, w]. before: images that are already counted in the progress bar."""
     return regular_latents(
         model=job.model,
         vae=job.vae,
@@ -54,7 +54,7 @@ def _encoded(job: Job, text: str) -> Any:
 
 
 def _mask(subject: Subject) -> Tensor | None:
-    """[2, 1, h, w]: the subject on the latent's grid, plain and flipped."""
+    """The subject's mask at the latent's size, plain and flipped: [2, 1, h, w]."""
     if subject.mask is None:
         return None
     height, width = subject.latent.shape[-2:]

@@ -1,4 +1,4 @@
-"""How far a tuning is: the host's progress bar with the newest sample, and a line that says what is left."""
+"""The progress of a tuning: the host's progress bar with the newest sample, and a line with the time left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECENT = 20  # steps from which the time of a step is taken
 
 
 class Progress:
-    """One bar over regular pictures and steps. node_id: whose line of text; None writes none."""
+    """One bar for regular images and steps. node_id: the node that shows the text; None shows none."""
 
     def __init__(self, node_id: str | None, config: TuningConfig) -> None:
         self.node_id, self.steps = node_id, config.steps
@@ -28,7 +28,7 @@ class Progress:
         self.last_shown: int | None = None
 
     def regular(self, done: int, of: int) -> None:
-        """So many regular pictures are there."""
+        """Report the number of finished regular images."""
         self.times.append(time.monotonic())
         self.bar.update_absolute(REGULAR_SHARE * done)
         self.say(f"regular picture {done} of {of}{self._left(of - done, ' for these')}")
@@ -36,17 +36,17 @@ class Progress:
             self.times.clear()
 
     def step(self, step: int, loss: float, sample: Tensor | None) -> None:
-        """So many steps are taken. sample: [3, h, w, 3] in 0..255, shown beside the bar."""
+        """Report the number of finished steps. sample: [3, h, w, 3] in 0..255, shown with the bar, or None."""
         self.times.append(time.monotonic())
         self.bar.update_absolute(self.before_steps + step, preview=_preview(sample))
         self.say(f"step {step} of {self.steps}, loss {loss:.4f}{self._left(self.steps - step)}")
 
     def say(self, text: str) -> None:
-        """A line of text under the node."""
+        """Show a line of text under the node."""
         say(text, self.node_id)
 
     def _left(self, count: int, of: str = "") -> str:
-        """Of the median of the last ones: a sample or a checkpoint between them is no step."""
+        """By the median time of the last steps, because some also make a sample or save a state."""
         if len(self.times) < 3 or count == 0:
             return ""
         gaps = sorted(later - earlier for earlier, later in zip(self.times, list(self.times)[1:], strict=False))
@@ -55,5 +55,5 @@ class Progress:
 
 
 def _preview(sample: Tensor | None) -> tuple[str, Image.Image, int] | None:
-    """In the form that the host sends to the page: the first picture of the newest sample."""
+    """The first image of the newest sample, in the form that the host sends to the page."""
     return None if sample is None else ("JPEG", Image.fromarray(sample[0].numpy()), PREVIEW_SIDE)

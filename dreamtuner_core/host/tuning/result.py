@@ -1,4 +1,4 @@
-"""What a tuning gives: its files as the host's own nodes and ours load them, and the report."""
+"""The result of a tuning: its files, loaded as the host's own nodes do, and the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .store import SAMPLE_SEEDS, embedding_key, samples_of, stored_state
 
 
 class Tuned(NamedTuple):
-    """What a tuning gives. report: [1, H, W, 3] in 0..1."""
+    """The outputs of a tuning. report: [1, H, W, 3] in 0..1."""
 
     model: ModelPatcher
     clip: comfy.sd.CLIP
@@ -28,7 +28,7 @@ class Tuned(NamedTuple):
 
 
 def result(job: Job) -> Tuned:
-    """Raises ValueError where a file of the tuning is gone or broken."""
+    """The outputs, from the files on disk. Raises ValueError if one is missing or damaged."""
     found = {path: read(path) for path in (job.files.lora, job.files.embedding)}
     for path, content in found.items():
         if content is None:
@@ -50,7 +50,7 @@ def result(job: Job) -> Tuned:
 
 
 def _report(job: Job) -> Tensor:
-    """Of the state on disk: the loss, and the samples nearest to the milestones of the steps asked for."""
+    """The loss, and the samples nearest to the milestones, from the state on disk: [1, H, W, 3] in 0..1."""
     state = stored_state(job) or {}
     samples, a_class = samples_of(state), f"a {job.texts.class_word}"
     asked = milestones(job.config.steps) if samples else []
@@ -64,5 +64,5 @@ def _report(job: Job) -> Tensor:
 
 
 def _words(found: Mapping[str, Tensor], names: Mapping[str, Any]) -> dict[str, Tensor]:
-    """S* of an embedding's file, by the text encoder's name."""
+    """S* from the embedding's file, [D] by the text encoder's name."""
     return {name: found[embedding_key(name, len(names))][0] for name in names}

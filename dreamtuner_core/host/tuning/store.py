@@ -1,6 +1,6 @@
-"""What a tuning writes as it goes: its state, and what an artist uses.
+"""Writing a tuning's state and its files for artists.
 
-A write that fails costs nothing: neither what stands on disk, nor what is learned and still in memory.
+If writing fails, neither the files on disk nor the training in memory are lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def stored_state(job: Job) -> dict[str, Tensor] | None:
-    """The furthest whole state on disk of these very settings."""
+    """The latest complete state on disk with the same settings; None if there is none."""
     paths = [path for path in (job.files.state, job.files.spare) if settings_of(path).get("key") == job.key]
     for path in sorted(paths, key=steps_of, reverse=True):
         if (found := read(path)) is not None:
@@ -33,9 +33,9 @@ def stored_state(job: Job) -> dict[str, Tensor] | None:
 
 
 def store_state(job: Job, state: Mapping[str, Tensor], steps: int) -> bool:
-    """Write the state: under its name, else without the texts from outside, else under the spare name.
+    """Write the state: as usual, else without texts from outside, else to the second place.
 
-    False where none could be written, and then the log says why.
+    Returns False if all fail; the log says why.
     """
     least = job.least_metadata(steps)
     for path, metadata in ((job.files.state, job.metadata(steps)), (job.files.state, least), (job.files.spare, least)):
@@ -54,7 +54,7 @@ def store_state(job: Job, state: Mapping[str, Tensor], steps: int) -> bool:
 
 
 class Learned(NamedTuple):
-    """What an artist uses of a tuning. words: S*, [D] by text encoder. encoder: tensors and metadata of its file."""
+    """What was learned, for the artists' files. words: S*, [D] by text encoder. encoder: its tensors and metadata."""
 
     steps: int
     lora: Mapping[str, Tensor]
@@ -63,7 +63,7 @@ class Learned(NamedTuple):
 
 
 def store_result(job: Job, files: TuningFiles, learned: Learned) -> None:
-    """All that an artist uses, or nothing of it: in the layouts that the nodes read."""
+    """Write the files for artists, all of them or none, in the layouts that the nodes read."""
     settings = job.metadata(learned.steps)
     phrase = f"{job.texts.class_word} embedding:{files.name}"
     words = {embedding_key(name, len(learned.words)): word[None] for name, word in learned.words.items()}  # [1, D]
@@ -76,7 +76,7 @@ def store_result(job: Job, files: TuningFiles, learned: Learned) -> None:
 
 
 def samples_of(state: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """The sample pictures in a state, by step: [3, h, w, 3] in 0..255."""
+    """The sample images in a state, by step: [3, h, w, 3] in 0..255."""
     found = {name.removeprefix("samples."): x for name, x in state.items() if name.startswith("samples.")}
     return {
         int(step): x
@@ -86,5 +86,5 @@ def samples_of(state: Mapping[str, Tensor]) -> dict[int, Tensor]:
 
 
 def embedding_key(name: str, encoders: int) -> str:
-    """What an embedding's file calls the word of that text encoder: by the encoder where there are several."""
+    """The key of that text encoder's word in an embedding file: its name if there are several encoders."""
     return "emb_params" if encoders == 1 else f"clip_{name}"

@@ -19,15 +19,15 @@ CLIP_SCALE = 0.014  # root mean square of CLIP ViT-L/14's token embeddings
 
 
 class ClassTexts:
-    """The class word's texts, with and without S*.
+    """The texts of the class word, with and without S*.
 
-    words: S*, one embedding [D] for each text encoder, by the tokenizer's name; started from the class word, the mean
-    of its tokens' embeddings where it has several. scales: how large those are beside CLIP ViT-L/14's, for which the
-    paper's learning rate of S* is meant (ours).
+    words: S*, one embedding [D] per text encoder, by the tokenizer's name; it starts as the mean of the class word's
+    token embeddings. scales: the size of these embeddings relative to those of CLIP ViT-L/14, for which the paper's
+    learning rate of S* is meant (ours).
     """
 
     def __init__(self, clip: comfy.sd.CLIP, class_word: str) -> None:
-        """Raises ValueError, in one sentence, for no class word, or a CLIP that is not of our families."""
+        """Raises ValueError, in one sentence, without a class word, or for the CLIP of an unsupported model."""
         self.clip, network = clip, clip.cond_stage_model
         self.class_word = checked_class_word(class_word)
         self.tokens: Tokens = tokenize(clip, f"a {self.class_word}")
@@ -46,20 +46,20 @@ class ClassTexts:
 
     @property
     def width(self) -> int:
-        """Of the encoded text: the text encoders' widths side by side."""
+        """Width of the encoded text: the sum of the text encoders' widths."""
         return sum(self._table(name).shape[1] for name in self.encoders)
 
     def _table(self, name: str) -> Tensor:
         return self.encoders[name].transformer.get_input_embeddings().weight
 
     def _rows(self, name: str) -> Tensor:
-        """[n, D]: the embeddings of the class word's tokens, on the CPU."""
+        """The embeddings of the class word's tokens, [n, D] on the CPU."""
         ids = tokenize(self.clip, self.class_word)[name][0]
         end = _end(ids, self.encoders[name])
         return self._table(name)[torch.tensor([token for token, _ in ids[1:end]])].float().cpu()
 
     def with_word(self) -> Tokens:
-        """Tokens of "a <class> S*": just what the host makes of "a <class> embedding:<name>"."""
+        """The tokens of "a <class> S*", the same as the host's for "a <class> embedding:<name>"."""
         tokens: Tokens = {}
         for name, ((*chunk,),) in self.tokens.items():
             end = _end(chunk, self.encoders[name])
@@ -67,7 +67,7 @@ class ClassTexts:
         return tokens
 
     def encode(self, network: Any, tokens: Tokens) -> Text:
-        """Through the clip's text encoder as it stands loaded; differentiable in the words and in its adapters."""
+        """Encode tokens with the loaded text encoder; differentiable with respect to the words and the adapters."""
         network.reset_clip_options()
         if self.clip.layer_idx is not None:
             network.set_clip_options({"layer": self.clip.layer_idx})
@@ -75,10 +75,10 @@ class ClassTexts:
 
 
 def tokenize(clip: comfy.sd.CLIP, text: str) -> Tokens:
-    """The text's tokens; brackets in it are letters, and weigh nothing."""
+    """The text's tokens; parentheses are plain characters, without weights."""
     return clip.tokenize(text, disable_weights=True)
 
 
 def _end(chunk: list[tuple[Any, float]], encoder: SDClipModel) -> int:
-    """Where the text ends in its chunk."""
+    """The index of the text's end in its chunk."""
     return next(i for i, (token, _) in enumerate(chunk) if token == encoder.special_tokens["end"])

@@ -1,4 +1,4 @@
-"""One tuning under way in the host: networks, steps and samples, from the state on disk to the files."""
+"""The training itself: networks, steps and samples, from the state on disk to the result files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Training:
-    """The networks while they learn; a context that leaves them as they were."""
+    """The networks during training; a context that restores them."""
 
     def __init__(self, job: Job, pairs: Pairs) -> None:
         config = job.config
@@ -79,7 +79,7 @@ class Training:
         self.texts.words.update(self.words)
 
     def _groups(self) -> list[Group]:
-        """What learns, and how fast: a word in proportion to its text encoder's embeddings."""
+        """The trained parameters and their learning rates; a word's rate is scaled to its text encoder's embeddings."""
         config = self.config
         groups = [Group(network.parameters, config.rate) for network in (self.unet, self.text)]
         for name, scale in self.texts.scales.items():
@@ -106,9 +106,9 @@ class Training:
     # --- the steps ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """From where the state on disk left off to the last step, and to the files.
+        """Train from the state on disk to the last step, and write the files.
 
-        A state that cannot be written on the way is said in the log, and costs no step.
+        If a state cannot be written during training, that is logged, and no step is lost.
         """
         self._take_up()
         self.load()
@@ -131,7 +131,7 @@ class Training:
             self._save_state(only=STATE_OF_FULL)
 
     def load(self) -> None:
-        """Both networks onto their devices, as far as the host has room beside what learning needs."""
+        """Load both networks to their devices, as far as the memory for training leaves room."""
         model, shape = self.unet.patcher.model, self.latent_shape
         passes = 5 if self.config.gradient_checkpointing else 12  # of drawing one picture; 5: see lab.tuning_memory
         learned = sum(p.numel() for p in self.tuning.parameters.values())
@@ -149,7 +149,7 @@ class Training:
         return predict(self.unet.patcher.model, noisy, sigma, texts, self.layers, joined)
 
     def _regular_text(self, regular: int) -> Text:
-        """Of that regular picture: "a <class>"; where half of them are of the class, the others' is the caption."""
+        """The text of that regular image: "a <class>", or the caption for one that resembles the subject."""
         if self.caption is not None and regular < self.config.shares[0]:
             return self.caption
         if self.config.text_encoder or self.class_text is None:
@@ -167,7 +167,7 @@ class Training:
 
     @torch.inference_mode()
     def _sample(self) -> Tensor:
-        """[3, h, w, 3] in 0..255: the subject twice and the bare class, by the model as it is now."""
+        """Samples of the current model, [3, h, w, 3] in 0..255: the subject twice, and the plain class."""
         self.load()
         texts = [self.texts.with_word()] * len(SAMPLE_SEEDS) + [self.texts.tokens]
         positives = [self._encode(tokens).conditioning() for tokens in texts]
@@ -186,7 +186,7 @@ class Training:
     # --- what is kept ------------------------------------------------------------------------------------------------
 
     def _take_up(self) -> None:
-        """Go on from the state on disk, where there is one of these very settings."""
+        """Resume from the state on disk, if there is one with the same settings."""
         state, name = stored_state(self.job), self.job.files.name
         if state is None:
             return
@@ -216,9 +216,9 @@ class Training:
         )
 
     def keep(self) -> str:
-        """Before an early end: write what was learned; says where, or nothing where nothing was learned.
+        """Save before an early end. Returns where, or an empty text if no step was finished.
 
-        Raises nothing: why it ends is the caller's to say. What cannot be written is in the log.
+        Raises nothing, because the caller already handles an error; failed writes are logged.
         """
         step, name = self.tuning.step, self.job.files.name
         if step == 0:

@@ -1,8 +1,8 @@
-"""Subject tuning in the host (section 3.3): a line from a job to its files, and from them to what the graph gets.
+"""Subject tuning in the host (section 3.3), from the inputs to the files and to the node's outputs.
 
-    job -> see whether it is done already -> pairs -> training -> files -> result
+    job -> is it done already? -> pairs -> training -> files -> result
 
-Each part can be stopped and gone on with.
+Each part can be stopped and resumed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def tune_subject(
     config: TuningConfig,
     node_id: str | None = None,
 ) -> Tuned:
-    """Tune, or go on tuning, or take what is there. Raises ValueError, in one sentence, for what cannot be done.
+    """Tune, resume, or load a finished tuning. Raises ValueError, in one sentence, for invalid inputs.
 
-    Unchanged settings never train again; more steps go on from where the name's tuning ended.
+    Unchanged settings do not train again; more steps resume from the end of the existing tuning.
     """
     job = Job(
         model=model,
@@ -57,7 +57,7 @@ def tune_subject(
 
 
 def is_done(job: Job) -> bool:
-    """Whether the files are there, of all the steps. Raises ValueError where they are of more steps than asked for."""
+    """Whether the files exist, with all steps. Raises ValueError if they have more steps than requested."""
     files, wanted = job.files, job.config.steps
     learned = max(steps_of(path) for path in (files.lora, files.state, files.spare))
     if steps_of(files.lora) == wanted and all(path.exists() for path in files.result):
@@ -71,7 +71,7 @@ def is_done(job: Job) -> bool:
 
 
 def train(job: Job) -> None:
-    """Take the steps that are missing, and write the files. What was learned outlives any end of it."""
+    """Train the missing steps, and write the files. If it is stopped, what was learned is saved."""
     try:
         pairs = make_pairs(job)
         kept_features(job.model).model.clear()  # training needs the memory more
