@@ -1,4 +1,4 @@
-"""Every number is checked where it enters: a linked value passes by the limits that the page keeps."""
+"""Checks of the nodes' and settings' values: a linked input is not limited by the page's widget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST, LONGEST_LIST = 40, 120  # characters of a stranger's value, and of the 
 
 
 def setting(default: Any, tooltip: str = "", **limits: Any) -> Any:
-    """A field of a dataclass of settings, with all that is known of it. tooltip: of the node's input of that name.
+    """A field of a settings dataclass, with its range in the field's metadata. tooltip: of the node's input.
 
     limits: low and high, its range; options, its choices; step, of the page's widget.
     """
@@ -21,7 +21,7 @@ def setting(default: Any, tooltip: str = "", **limits: Any) -> Any:
 
 
 def check_settings(config: Any) -> None:
-    """Raise ValueError, in one sentence, for a field of another kind than its default, or outside its limits."""
+    """Raise ValueError, in one sentence, for a field with a wrong type or outside its limits."""
     for item in fields(config):
         value, limits = getattr(config, item.name), item.metadata
         if "options" in limits:
@@ -33,9 +33,9 @@ def check_settings(config: Any) -> None:
 
 
 def check_number(name: str, value: Any, low: float, high: float, whole: bool = False, usual: str = "") -> None:
-    """Raise ValueError, in one sentence, for what is no number of low..high (NaN too), or not whole where it must be.
+    """Raise ValueError, in one sentence, if the value is not a number in low..high (NaN too), or not whole.
 
-    usual: what to take instead, ending the sentence.
+    usual: the end of the sentence, with a usual value.
     """
     kind = "a whole number" if whole else "a number"
     if not _is_number(value, whole):
@@ -51,7 +51,7 @@ def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Raise ValueError, in one sentence, for what is neither true nor false."""
+    """Raise ValueError, in one sentence, if the value is not a boolean."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, but is {_said(value)}.")
 

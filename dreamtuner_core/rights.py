@@ -1,4 +1,4 @@
-"""Whose a subject is, and what may be done with it."""
+"""The rights of a subject: its owner and the allowed uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .texts import checked_text, shown
 
 @dataclass(frozen=True)
 class Rights:
-    """Whose the subject is. until: the last day of the allowed uses, YYYY-MM-DD; empty texts say nothing."""
+    """Owner and allowed uses. until: the last day of the uses, YYYY-MM-DD. Empty means unknown."""
 
     owner: str = ""
     allowed_uses: str = ""
@@ -32,7 +32,7 @@ class Rights:
         return bool(self.until) and today > datetime.date.fromisoformat(self.until)
 
     def told(self, today: datetime.date) -> str:
-        """In plain words; empty where nothing is known."""
+        """The rights as text; empty if nothing is known."""
         parts = [
             self.owner and f"Owner: {self.owner}",
             self.allowed_uses and f"Allowed: {self.allowed_uses}",
@@ -43,7 +43,7 @@ class Rights:
 
 @dataclass(frozen=True, eq=False)
 class OwnedSubject(Subject):
-    """A subject that carries its rights along. name: of its file, or empty."""
+    """A subject with rights. name: of its file, or empty."""
 
     name: str = ""
     rights: Rights = field(default_factory=Rights)
@@ -51,7 +51,7 @@ class OwnedSubject(Subject):
 
 
 def owned(subject: Subject, rights: Rights, name: str = "") -> OwnedSubject:
-    """The same subject with these rights; one that has a name keeps it."""
+    """The same subject with these rights; a subject with rights already keeps its name."""
     if isinstance(subject, OwnedSubject):
         return replace(subject, rights=rights)
     plain = {item.name: getattr(subject, item.name) for item in fields(Subject)}

@@ -27,13 +27,13 @@ SECOND = {"caption": "pooled", "encoding": "without"}
 
 @dataclass(frozen=True)
 class SavedSubject:
-    """What a file holds. Raises ValueError, in one sentence, for what no subject is: the same limits both ways.
+    """The content of a subject's file. Raises ValueError, in one sentence, for an invalid subject.
 
     picture: [1, H, W, 3] in 0..1, H and W multiples of 8. mask: [1, H, W] in 0..1, or None. latent: [1, C, H/8, W/8].
     caption: (cross [1, T, D], pooled [1, P] or None). words: S*, [D] by text encoder.
-    tuning: class_word, name, lora_hash and steps of its TunedSubject; None where it was not tuned.
-    encoding: (tokens [1, T, C], without [1, T, C] or None), with the name of the encoder's file, and its fingerprint.
-    views: its other pictures, each with caption and noise seed alone.
+    tuning: class_word, name, lora_hash and steps of its TunedSubject; None if it was not tuned.
+    encoding: (tokens [1, T, C], without [1, T, C] or None). encoder_name, encoder_identity: file and fingerprint.
+    views: its other pictures, each with only a caption and a noise seed.
     """
 
     picture: Tensor
@@ -64,7 +64,7 @@ class SavedSubject:
             _check_tuning(self.tuning)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By their names in a file."""
+        """All tensors by their names in a file."""
         named: dict[str, Tensor | None] = {"picture": self.picture, "mask": self.mask, "latent": self.latent}
         for name, pair in (("caption", self.caption), ("encoding", self.encoding)):
             first, second = pair or (None, None)
@@ -78,7 +78,7 @@ class SavedSubject:
 def saved(
     subject: Subject, tuned: TunedSubject | None, rights: Rights, caption_text: str, encoder_identity: str = ""
 ) -> SavedSubject:
-    """What a file holds of a subject."""
+    """The content of a file for this subject."""
     caption = None
     if subject.caption is not None:
         cross, more = subject.caption[0]
@@ -102,12 +102,12 @@ def saved(
 
 
 def view_prefix(number: int) -> str:
-    """Of the names of that other picture's tensors, counted from 1."""
+    """The prefix of that view's tensor names, counted from 1."""
     return f"view{number}."
 
 
 def _check_views(content: SavedSubject) -> None:
-    """They are pictures alone, and fit the first and the file."""
+    """Check that views are plain pictures, and fit the main picture and the size of a file."""
     for view in content.views:
         if view.views or view.words or view.encoding is not None:
             raise ValueError("another picture of the subject holds more than a picture; combine the subjects again.")
@@ -132,7 +132,7 @@ def _check_sides(picture: Tensor, latent: Tensor) -> None:
 
 
 def _fits(name: str, x: Tensor, height: int, width: int) -> bool:
-    """Whether the tensor of that name has the shape that a subject's has, for a picture of height x width."""
+    """Whether the tensor of that name has a valid shape, for a picture of height x width."""
     kind, _, part = name.partition(".")
     return {
         "picture": x.shape == (1, height, width, 3),
@@ -145,7 +145,7 @@ def _fits(name: str, x: Tensor, height: int, width: int) -> bool:
 
 
 def _check_shapes(tensors: Mapping[str, Tensor]) -> None:
-    """Shapes and types of each, and the bytes of all together."""
+    """Check shapes and types of all tensors, and their size together."""
     height, width = tensors["picture"].shape[1:3]
     for name, x in tensors.items():
         if not _fits(name, x, height, width) or x.dtype not in TYPES or x.numel() == 0:

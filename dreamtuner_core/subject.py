@@ -1,4 +1,4 @@
-"""What one reference picture becomes (section 3.1: the subject on white; method: mask and framing)."""
+"""A reference as data, and how a picture and its mask are framed (section 3.1: the subject on white)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Reading and writing a SavedSubject as one safetensors file.
 
-    picture, mask, latent                  as Subject holds them; without a mask there is none in the file
-    caption.cross, caption.pooled          its caption, encoded
-    encoding.tokens, encoding.without      what a subject encoder made of it
+    picture, mask, latent                  as in Subject; the mask is optional
+    caption.cross, caption.pooled          its encoded caption (optional)
+    encoding.tokens, encoding.without      its encoding by a subject encoder (optional)
     word.<text encoder>                    S*
     view<n>.picture, .mask, .latent, ...   its other pictures, from 1 (version 2; without them a file is of version 1)
 
@@ -47,7 +47,7 @@ def to_file(content: SavedSubject) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def from_file(path: str | os.PathLike[str]) -> SavedSubject:
-    """What a file holds. Raises ValueError, in one sentence that names it, for one that is no whole subject."""
+    """Read a file. Raises ValueError, in one sentence with its name, if it is not a complete subject."""
     name = shown(Path(path).name)
     try:
         if Path(path).stat().st_size > LARGEST_FILE:
@@ -115,10 +115,10 @@ def _pair(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]
 
 
 def _tuning(plain: Any) -> Any:
-    """Without what a newer version may have added; SavedSubject checks the rest."""
+    """Without entries that a newer version may have added; SavedSubject checks the rest."""
     return {name: plain[name] for name in TUNING if name in plain} if isinstance(plain, dict) else plain
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those of that prefix, without it; they are gone from the others then."""
+    """Remove the tensors with that prefix from the dictionary, and return them without the prefix."""
     return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}

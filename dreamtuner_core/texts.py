@@ -1,4 +1,4 @@
-"""Texts from outside: checked where they enter, from a widget or a file, and made fit to be shown where they leave."""
+"""Texts from outside (widgets, files): checked when they come in, and cleaned before they are shown."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DEVICES = {
 
 
 def shown(thing: object, longest: int = LONGEST_SHOWN) -> str:
-    """A stranger's text, or what prints as one, on one line that neither a terminal nor a page can be misled by.
+    """Any value as one line of text that is safe to show in a terminal or on a page.
 
-    Whatever does not print (control characters, halves of surrogate pairs, marks that turn the writing round) becomes
-    U+FFFD, runs of spaces one space, and what is longer than `longest` characters is cut.
+    Unprintable characters (control characters, lone surrogates, direction marks) become U+FFFD, runs of spaces one
+    space, and the text is cut to `longest` characters.
     """
     text = str(thing[: 4 * longest] if isinstance(thing, str) else thing)[: 4 * longest]
     text = " ".join(text.split())
@@ -30,7 +30,7 @@ def shown(thing: object, longest: int = LONGEST_SHOWN) -> str:
 
 
 def checked_text(what: str, text: object, longest: int = LONGEST_TEXT) -> str:
-    """The text. Raises ValueError where it is none, is too long, or holds what no file or terminal takes."""
+    """Return the text. Raises ValueError if it is not a text, too long, or has control characters."""
     if not isinstance(text, str):
         raise ValueError(f"{what} must be a text, but is a {type(text).__name__}; give it as a text.")
     if len(text) > longest:
@@ -42,9 +42,9 @@ def checked_text(what: str, text: object, longest: int = LONGEST_TEXT) -> str:
 
 
 def checked_name(name: str, what: str = "name") -> str:
-    """The name of a file to be, in one spelling. Raises ValueError for one that is no plain file name.
+    """Return the name of a new file, normalised. Raises ValueError if it is not a plain file name.
 
-    Letters of any language are welcome; no spaces, for `embedding:<name>` ends at the first one in a prompt.
+    Letters of any language are allowed. Spaces are not, because `embedding:<name>` ends at a space in a prompt.
     """
     name = unicodedata.normalize("NFC", checked_text(f"the {what}", name).strip())
     why = ""
@@ -66,7 +66,7 @@ def checked_name(name: str, what: str = "name") -> str:
 
 
 def checked_class_word(class_word: str) -> str:
-    """The class word without spaces around it. Raises ValueError for none, or one that is no plain words."""
+    """Return the class word without spaces around it. Raises ValueError if it is empty or not plain words."""
     word = " ".join(checked_text("the class word", class_word).split())
     if not word:
         raise ValueError("the class word is empty; say what the subject is, such as 'dog', 'teapot' or 'backpack'.")
@@ -80,10 +80,10 @@ WEIGHT = re.compile(r":[-+.\d]*$")
 
 
 def misread_mentions(name: str, prompts: Iterable[str]) -> Iterator[str]:
-    """Mentions of embedding:<name> that the host does not read as such, fit to be shown.
+    """Mentions of embedding:<name> in prompts that the host would not recognise, safe to show.
 
-    The host reads `embedding:` in small letters at the beginning, after a space, a new line or a bracket, and the name
-    up to the next space, commas around it left out (comfy/sd1_clip.py); the file's own spelling counts.
+    The host recognises `embedding:` in lower case at the beginning or after a space, a new line or a parenthesis; the
+    name ends at the next space, without commas around it (comfy/sd1_clip.py), and must be spelt as the file's.
     """
     wanted = unicodedata.normalize("NFC", name).casefold()
     for prompt in prompts:

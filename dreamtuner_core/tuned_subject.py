@@ -1,4 +1,4 @@
-"""A subject and what a tuning learned of it, as the socket DREAMTUNER_TUNED_SUBJECT carries it."""
+"""A subject with the result of its tuning: the type of the socket DREAMTUNER_TUNED_SUBJECT."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class TunedSubject:
 
     @property
     def phrase(self) -> str:
-        """What a prompt says to mean this subject."""
+        """The words for this subject in a prompt."""
         return f"{self.class_word} embedding:{self.name}"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Augmentation:
-    """What is done to a reference on white, [3, s, s] in 0..1; the same for one seed, whatever was drawn before.
+    """Augments a reference on white, [3, s, s] in 0..1 -> [3, s, s]. The result depends on the seed alone.
 
     flip, elastic, blur: probabilities. rotation: degrees either way. scale_low, scale_high: of the framed subject.
     """
@@ -23,7 +23,7 @@ class Augmentation:
         elastic: float = 0.5,
         blur: float = 0.3,
     ) -> None:
-        odd = side // 4 | 1  # the elastic field's Gaussian, as wide as a quarter of the picture
+        odd = side // 4 | 1  # kernel size of the elastic field's Gaussian, a quarter of the picture
         self.steps = nn.Sequential(
             augmentation.RandomHorizontalFlip(p=flip),
             augmentation.RandomAffine(rotation, scale=(scale_low, scale_high), p=1.0),
@@ -34,5 +34,5 @@ class Augmentation:
     def __call__(self, picture: Tensor, seed: int) -> Tensor:
         with torch.random.fork_rng(devices=[]), torch.no_grad():  # the library draws from the global generator
             torch.manual_seed(seed)
-            black = self.steps(1 - picture[None])[0]  # turned over: it fills up with zeros, which are to be white
+            black = self.steps(1 - picture[None])[0]  # inverted, because the library fills with zeros
         return (1 - black).clamp(0, 1)

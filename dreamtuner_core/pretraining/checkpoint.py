@@ -1,4 +1,4 @@
-"""The checkpoints of a run: one safetensors file each, written whole or not at all, the newest few kept."""
+"""The checkpoints of a run: one safetensors file each, written completely or not at all; the newest few are kept."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PATTERN = "step_*.safetensors"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Those in a folder, the newest last."""
+    """The checkpoints in a folder, the newest last."""
     return sorted(folder.glob(PATTERN))
 
 
 def save(folder: Path, step: int, state: Mapping[str, Tensor], config: PretrainingConfig) -> Path:
-    """Write the state after so many steps, and remove what is older than the newest few.
+    """Write the state after that step, and remove all but the newest few checkpoints.
 
-    Raises ValueError, in one sentence, where it cannot be written.
+    Raises ValueError, in one sentence, if it cannot be written.
     """
     path = folder / f"step_{step:09}.safetensors"
     metadata = {"step": str(step), "outcome": json.dumps(config.outcome())}
@@ -43,7 +43,7 @@ def save(folder: Path, step: int, state: Mapping[str, Tensor], config: Pretraini
 
 
 def load(path: Path, config: PretrainingConfig) -> dict[str, Tensor]:
-    """The state in that file. Raises ValueError, in one sentence, for one of other settings or a spoilt one."""
+    """The state in that file. Raises ValueError, in one sentence, for other settings or a damaged file."""
     try:
         state, metadata = read_whole(path)
         stored = plain_json(metadata.get("outcome", "{}"))

@@ -1,4 +1,4 @@
-"""What a pre-training is: every figure of it in one frozen dataclass, read from a TOML file."""
+"""The settings of a pre-training: one frozen dataclass, read from a TOML file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUN_UNCHANGED = (
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """Settings of one pre-training. Raises ValueError, in one sentence, for what makes no sense.
+    """Settings of one pre-training. Raises ValueError, in one sentence, for an invalid value.
 
     Files. checkpoint: the base model. controlnet: the layout's, frozen; empty trains without one (an ablation: the
     reference's layout leaks). clip_vision or tower: the image tower, the host's or one of our own that the encoder
@@ -104,7 +104,7 @@ class PretrainingConfig:
             raise ValueError(f"side must be a multiple of 8, but is {self.side}.")
 
     def outcome(self) -> dict[str, Any]:
-        """The settings that each step's outcome depends on; two runs that agree here take the same steps."""
+        """The settings that the result of a step depends on; two runs with the same ones take the same steps."""
         kept = {name: value for name, value in asdict(self).items() if name not in RUN_UNCHANGED}
         if self.decay_from < 1:
             kept["steps"] = self.steps
@@ -112,7 +112,7 @@ class PretrainingConfig:
         return kept | {"layout": bool(self.controlnet), "shards": names}
 
     def rows_of(self, processes: int) -> int:
-        """Rows that each of so many processes takes of a step. Raises ValueError where they cannot be shared out."""
+        """Rows per step for each of so many processes. Raises ValueError if the batch cannot be divided."""
         if self.batch % (processes * self.accumulation):
             raise ValueError(
                 f"batch {self.batch} cannot be shared out to {processes} processes in {self.accumulation} parts each; "
@@ -121,15 +121,15 @@ class PretrainingConfig:
         return self.batch // processes
 
     def rate(self, step: int) -> float:
-        """Learning rate of that step, counted from 0."""
+        """Learning rate of a step, counted from 0."""
         left = 1.0 if self.decay_from == 1 else (1 - step / self.steps) / (1 - self.decay_from)
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up, max(0.0, left))
 
 
 def read_config(path: Path, **changed: Any) -> PretrainingConfig:
-    """The settings in a TOML file; names of files are relative to it. changed: fields to set otherwise.
+    """Read the settings from a TOML file; paths in it are relative to it. changed: fields to override.
 
-    Raises ValueError, in one sentence, for what is no such file.
+    Raises ValueError, in one sentence, for an invalid file.
     """
     try:
         told = tomllib.loads(path.read_text()) | changed
@@ -151,14 +151,14 @@ def read_config(path: Path, **changed: Any) -> PretrainingConfig:
 
 
 def _beside(path: Path, name: str) -> str:
-    """As it is where it is empty, absolute or an address (s3:, pipe:, https:)."""
+    """A path relative to the file at `path`; unchanged if empty, absolute or an address (s3:, pipe:, https:)."""
     address = ":" in name and not Path(name).drive
     return name if not name or address else str(path.absolute().parent / name)
 
 
 def stratified_level(step: int, row: int, batch: int, levels: int, chance: float) -> int:
-    """The noise level of a row: uniform over all of them, each row of a batch from its own part, which moves on.
+    """The noise level of a row, stratified: each row of a batch draws from its own part of the levels, which rotates.
 
-    Ours: less noise between steps than independent draws. chance: uniform on 0..1.
+    Over the steps it is uniform. Ours: less variance between steps than independent draws. chance: uniform on 0..1.
     """
     return min(levels - 1, math.floor(((row + step) % batch + chance) / batch * levels))

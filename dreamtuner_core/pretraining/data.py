@@ -1,16 +1,16 @@
-"""WebDataset shards -> the rows of each step, resumable to the bit whatever the number of processes.
+"""WebDataset shards -> the rows of each step, resumable bit-identically with any number of processes.
 
 A sample is a group of files of one name in a tar file:
 
-    NAME.picture.jpg     what is to be drawn: cut to the middle square and resized (png and webp too)
-    NAME.latent.npy      the picture as the VAE gives it, [C, h, w], where the settings say `latents`
-    NAME.txt             what it shows
-    NAME.hint.png        its layout, as the ControlNet reads it (depth, silhouette, ...); not needed without one
-    NAME.reference.png   the subject; where there is none, the picture itself
-    NAME.mask.png        where the subject is in the reference; where there is none, the reference's transparency
+    NAME.picture.jpg     the target image: cropped to the middle square and resized (png and webp too)
+    NAME.latent.npy      its VAE latent, [C, h, w], if `latents` is set
+    NAME.txt             its caption
+    NAME.hint.png        its layout for the ControlNet (depth, silhouette, ...); not needed without one
+    NAME.reference.png   the subject; without it, the picture itself
+    NAME.mask.png        the subject's mask in the reference; without it, the reference's transparency
 
-Row i of every step comes from stream i: an endless one, whose n-th shard and the shuffle in it depend on (seed, i, n)
-alone, as in WebDataset's own resampling. So a place in it is two numbers, and no process needs another's data.
+Row i of every step comes from stream i, which is endless: its n-th shard and the shuffle in it depend only on
+(seed, i, n), as in WebDataset's resampling. So a position in it is two numbers, and no process needs another's data.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """Where a stream is: in its `shard`-th shard, `taken` samples of it used up; `skipped`: broken ones so far."""
+    """A stream's position: in its `shard`-th shard, after `taken` samples. skipped: broken samples so far."""
 
     shard: int = 0
     taken: int = 0
@@ -57,9 +57,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """picture, hint: [3, S, S]; reference: [3, s, s] on white; all in 0..1. latent: [C, h, w], the picture's.
+    """picture, hint: [3, S, S]; reference: [3, s, s] on white; all in 0..1. latent: [C, h, w], of the picture.
 
-    place: of the stream, after this row.
+    place: the stream's position after this row.
     """
 
     picture: Tensor
@@ -74,7 +74,7 @@ class Row:
 class Batch:
     """Rows of one step: pictures, hints [B, 3, S, S], latents [B, C, h, w], references [B, 3, s, s], places [B, 3].
 
-    step, rows: which rows of the whole step these are; everything random of a row comes from them and the seed.
+    step, rows: which rows of the whole step these are; a row's random numbers depend on them and the seed.
     """
 
     step: int
@@ -104,7 +104,7 @@ def batch_of(rows: Sequence[Row], step: int, numbers: range) -> Batch:
 def batches(
     config: PretrainingConfig, tower_side: int, step: int, numbers: range, places: Sequence[Place]
 ) -> Iterator[list[Batch]]:
-    """What one process takes of each step from `step` on: its parts. numbers, places: of its rows."""
+    """One process's batches, from `step` on: the parts of each step. numbers, places: of its rows."""
     loader, size = _loader(Rows(config, tower_side, step, numbers, places)), len(numbers) // config.accumulation
     rows = map(_raised, loader)
     for now in count(step):
@@ -118,7 +118,7 @@ def _raised(row: Row | ValueError) -> Row:
 
 
 def _loader(rows: Rows) -> DataLoader:
-    """Rows one by one, in order: each worker reads the same number of streams, and the loader asks them in turn."""
+    """Rows one by one, in order: each worker reads the same number of streams, and the loader alternates."""
     most = min(rows.config.workers, len(rows.numbers))
     workers = next((n for n in range(most, 0, -1) if len(rows.numbers) % n == 0), 0)
     ahead: dict[str, Any] = {"prefetch_factor": max(2, 2 * len(rows.numbers) // workers)} if workers else {}
@@ -130,9 +130,9 @@ def _as_it_is(row: Any) -> Any:
 
 
 class Rows(IterableDataset):
-    """The rows of these numbers, step by step, without end; where a stream gives up, its error as the last one.
+    """The rows with these numbers, step by step, endless; if a stream fails, its error is the last item.
 
-    Raised in a worker, it would come out of the loader as a page of traceback.
+    An error raised in a worker would come out of the loader as a long traceback.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Rows(IterableDataset):
 
 
 def addresses(config: PretrainingConfig) -> list[str]:
-    """The shards, braces expanded. Raises ValueError for one that would run a command, where none is allowed."""
+    """The shards with braces expanded. Raises ValueError for one that would run a command, unless that is allowed."""
     urls = [url for shard in config.shards for url in braceexpand(shard)]
     command = next((url for url in urls if _runs_a_command(url)), None)
     if command is not None and not config.allow_commands:
@@ -167,7 +167,7 @@ def addresses(config: PretrainingConfig) -> list[str]:
 
 
 def _runs_a_command(url: str) -> bool:
-    """Whether opening it runs more than what is known here: a file, or curl on a plain address."""
+    """Whether WebDataset would run a command to open it, other than curl for a plain address."""
     url = re.sub(r"^[\x00-\x20]+|[\t\r\n]", "", url)  # as urllib reads it
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", url)  # a single letter is a drive of Windows
     if scheme is None or scheme[1] == "file":
@@ -176,10 +176,10 @@ def _runs_a_command(url: str) -> bool:
 
 
 def stream(config: PretrainingConfig, tower_side: int, number: int, step: int, place: Place) -> Iterator[Row]:
-    """Row `number` of that step and of every later one; place: where the stream was left.
+    """Row `number` of that step and of all later ones. place: the stream's position.
 
-    What cannot be read is counted and skipped, and the first such thing of each pass through a shard is told in the
-    log. Raises ValueError when nothing can be read any more.
+    Unreadable samples are counted and skipped; the first one of each shard is logged. Raises ValueError when no sample
+    can be read any more.
     """
     urls = addresses(config)
     skipped, chances = place.skipped, ("flip", "rotation", "scale_low", "scale_high", "elastic", "blur")
@@ -208,7 +208,7 @@ def stream(config: PretrainingConfig, tower_side: int, number: int, step: int, p
 
 
 def _samples(url: str, held: int, chance: random.Random) -> Iterator[Sample | Exception]:
-    """A shard's samples, `held` at a time shuffled; an error stands for one that its tar file gives in part only."""
+    """A shard's samples, shuffled in a buffer of `held`; an incomplete sample of the tar file comes as an error."""
     broken: list[Exception] = []
 
     def note(error: Exception) -> bool:
@@ -230,7 +230,7 @@ def _samples(url: str, held: int, chance: random.Random) -> Iterator[Sample | Ex
 
 
 def usable(config: PretrainingConfig, tower_side: int) -> list[Row]:
-    """The first few samples that can be read, not augmented: the rows of every sheet. Raises ValueError for none."""
+    """The first few readable samples, not augmented, for the sheets. Raises ValueError if there are none."""
     urls, rows = addresses(config), list[Row]()
     samples = webdataset.DataPipeline(
         webdataset.SimpleShardList(urls), webdataset.tarfile_to_samples(handler=webdataset.ignore_and_continue)
@@ -248,7 +248,7 @@ def usable(config: PretrainingConfig, tower_side: int) -> list[Row]:
 
 
 def decoded(sample: Sample | Exception, config: PretrainingConfig, tower_side: int) -> Row:
-    """A sample as a row, not yet augmented. Raises whatever is wrong with it."""
+    """Decode a sample into a row, without augmentation. Raises an error for an invalid sample."""
     if isinstance(sample, Exception):
         raise sample
     picture = _image(sample, "picture")
@@ -302,11 +302,11 @@ def _transparency(image: Image.Image) -> Image.Image:
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
-    """The middle, in colour; by area where it shrinks."""
+    """Crop to the middle square and resize, in RGB."""
     return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    """[3 or 1, H, W] in 0..1."""
+    """The image as a tensor, [3 or 1, H, W] in 0..1."""
     pixels = torch.from_numpy(np.array(image)).float() / 255
     return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)

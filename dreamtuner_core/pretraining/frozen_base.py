@@ -1,5 +1,5 @@
-"""A base model as the pre-training of a subject encoder sees it: the host's own U-Net, text encoder, VAE, ControlNet
-and image tower, frozen, and called as the host's sampler calls them.
+"""The frozen base model of a pre-training: the host's own U-Net, text encoder, VAE, ControlNet and image tower, called
+as the host's sampler calls them.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ SHEET_STEPS, SHEET_CFG, SHEET_SAMPLER, SHEET_SCHEDULER = 20, 4.0, "dpmpp_2m", "k
 
 
 class FrozenBase:
-    """Everything of a pre-training that does not learn (dreamtuner_core.pretraining.objective.Base)."""
+    """All frozen networks of a pre-training (implements objective.Base)."""
 
     def __init__(self, checkpoint: str, dtype: torch.dtype, controlnet: str = "", clip_vision: str = "") -> None:
-        """dtype: of the U-Net and the ControlNet. Raises ValueError, in one sentence, for what is no such file."""
+        """dtype: of the U-Net and the ControlNet. Raises ValueError, in one sentence, for an invalid file."""
         options = {"dtype": dtype}
         self.model, self.clip, self.vae, _ = _loaded(
             checkpoint, "a checkpoint", lambda path: comfy.sd.load_checkpoint_guess_config(path, model_options=options)
@@ -64,7 +64,7 @@ class FrozenBase:
         self.text = lru_cache(maxsize=256)(self._text)
 
     def encoder(self, family: str, tower: ImageTower | None = None, res_blocks: int = 2) -> SubjectEncoder:
-        """A new encoder for this base, at identity. tower: the one that it carries, when it is not the host's."""
+        """A new encoder for this base, without effect yet. tower: its own image tower; None for the host's."""
         fields: dict[str, Any] = {"res_blocks": res_blocks}
         if tower is None:
             vision = self.clip_vision.model.vision_model
@@ -78,16 +78,16 @@ class FrozenBase:
         return encoder
 
     def ready(self) -> None:
-        """U-Net and ControlNet whole on their device: the host may have made room for text encoder or VAE."""
+        """Load U-Net and ControlNet completely: the host may have offloaded them for the text encoder or VAE."""
         models = [self.model, *(self.control.get_models() if self.control else ())]
         comfy.model_management.load_models_gpu(models, force_full_load=True)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, S, S] in 0..1 -> latents [B, C, h, w], as the VAE gives them."""
+        """[B, 3, S, S] in 0..1 -> unscaled VAE latents [B, C, h, w]."""
         return self.vae.encode(rearrange(pictures, "b c h w -> b h w c"))
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """The same, as the U-Net takes them."""
+        """Latents [B, C, h, w], scaled for the U-Net."""
         return self.model.model.process_latent_in(latents)
 
     def states(self, references: Tensor, encoder: SubjectEncoder) -> Tensor:
@@ -102,11 +102,11 @@ class FrozenBase:
         return Text(cross[:, :TEXT_TOKENS], pooled)
 
     def conditions(self, noisy: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-        """What the U-Net reads beside [B, C, h, w]: the text of each row, and SDXL's y."""
+        """The U-Net's conditions for noisy latents [B, C, h, w]: the text of each row, and SDXL's y."""
         return conditions(self.model.model, noisy, [self.text(caption) for caption in captions])
 
     def predict(self, noisy: Tensor, sigma: Tensor, captions: Sequence[str], hints: Tensor | None) -> Tensor:
-        """The U-Net's output for [B, C, h, w] at the noise levels [B], with captions and layout [B, 3, S, S]."""
+        """The U-Net's raw output [B, C, h, w]. noisy: [B, C, h, w]. sigma: [B]. hints: the layouts [B, 3, S, S]."""
         options: Options = {"sigmas": sigma, "cond_or_uncond": [0]}
         with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
             conds = self.conditions(noisy, captions)
@@ -117,7 +117,7 @@ class FrozenBase:
     def _layout(
         self, noisy: Tensor, sigma: Tensor, conds: Mapping[str, Tensor], hints: Tensor | None, options: Options
     ) -> dict[str, list[Tensor]] | None:
-        """What the ControlNet adds; the part for the skips goes in by a patch, for the host adds to them in place."""
+        """The ControlNet's output; the part for the skips is added by a patch, because the host adds in place."""
         if self.control is None or hints is None:
             return None
         control = self.control
@@ -136,14 +136,14 @@ class FrozenBase:
         return added
 
     def recomputed(self) -> Any:
-        """Gradient checkpointing of the U-Net while this context lasts."""
+        """A context with gradient checkpointing of the U-Net."""
         return recomputed(self.unet)
 
     @torch.no_grad()
     def sheet(self, encoder_file: Path, rows: Sequence[Any]) -> Tensor:
-        """[H, W, 3] in 0..1, a row for each: reference, picture, and what the nodes draw at each of BETAS.
+        """A sheet [H, W, 3] in 0..1; each row has reference, picture, and samples of the nodes with each of BETAS.
 
-        Always from the same noise, with the row's layout where there is a ControlNet.
+        The noise is always the same; with a ControlNet the row's layout is used.
         """
         model, origin = read(encoder_file, comfy.ops.manual_cast)
         patcher = ModelPatcher(
@@ -179,7 +179,7 @@ class FrozenBase:
         return torch.cat(columns, dim=2)[0]
 
     def _conditioning(self, caption: str, hint: Tensor | None) -> list:
-        """The host's CONDITIONING, with the layout [3, S, S] where there is a ControlNet."""
+        """The host's CONDITIONING, with the layout [3, S, S] if there is a ControlNet."""
         conditioning = self.text(caption).conditioning()
         if self.control is not None and hint is not None:
             control = self.control.copy().set_cond_hint(hint[None])

@@ -1,7 +1,7 @@
-"""The training loop: one object that takes one step at a time, and can be put away and taken up again.
+"""The training loop: an object that takes one step at a time, and can be saved and resumed.
 
-Everything random comes from (seed, step, row), so a run that is stopped anywhere and resumed, with as many processes or
-with others, takes the very steps that an unbroken one takes: to the bit with as many, else to the order of a sum.
+All random numbers depend on (seed, step, row), so a resumed run takes the same steps as one without a break: bit by bit
+with the same number of processes, else up to the order of a sum.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .objective import Base, Objective
 
 
 class Taken(NamedTuple):
-    """One step. loss: its mean; skipped: broken samples since the beginning; stop: some process was asked to."""
+    """One step. loss: its mean. skipped: broken samples so far. stop: whether any process was asked to stop."""
 
     loss: float
     skipped: int
@@ -30,7 +30,7 @@ class Taken(NamedTuple):
 
 
 class Pretraining:
-    """A pre-training in progress; every process has one. accelerator: Hugging Face's, which knows the others."""
+    """A pre-training in progress, in each process. accelerator: Hugging Face's, for the exchange between them."""
 
     def __init__(self, config: PretrainingConfig, base: Base, encoder: SubjectEncoder, accelerator: Any) -> None:
         self.config, self.base, self.accelerator = config, base, accelerator
@@ -50,7 +50,7 @@ class Pretraining:
         self.stop = False  # set from outside: the step that is under way is the last
 
     def advance(self) -> Taken:
-        """Take one step. Where a process is lost, the exception leaves the state as it was before the step."""
+        """Take one step. If a process is lost, the exception leaves the state as before the step."""
         if self.batches is None:
             left = [Place(*self.places[row].tolist()) for row in self.rows]
             self.batches = batches(self.config, self.base.tower_side, self.step, self.rows, left)
@@ -77,7 +77,7 @@ class Pretraining:
         return taken
 
     def _gathered(self, places: Tensor, losses: Tensor) -> tuple[Taken, Tensor]:
-        """What all processes say of their rows; the same in each. One exchange, and the last of a step."""
+        """Gather losses and places of all rows from all processes; the last exchange of a step."""
         stop = torch.full((len(losses), 1), float(self.stop), dtype=torch.float64)
         mine = torch.cat([places.double(), losses[:, None].double().cpu(), stop], dim=1)
         every = self.accelerator.gather(mine.to(self.accelerator.device)).cpu()  # [batch, 5], in the rows' order
@@ -101,7 +101,7 @@ class Pretraining:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a state. Raises ValueError, with nothing changed, for one of another encoder."""
+        """Resume from a state. Raises ValueError, without changes, for a state of another encoder."""
         expected = {f"parameter.{name}": p.shape for name, p in self.parameters.items()}
         expected |= {f"average.{name}": x.shape for name, x in self.averages.items()}
         if expected != {name: x.shape for name, x in state.items() if name.startswith(("parameter.", "average."))}:
@@ -112,5 +112,5 @@ class Pretraining:
         self.step, self.places, self.batches = int(state["step"]), state["places"].clone(), None
 
     def learned(self) -> dict[str, Tensor]:
-        """The weights to be used: averaged where that is wanted."""
+        """The weights to export: the averaged ones if ema is set."""
         return self.averages or {name: p.detach() for name, p in self.parameters.items()}

@@ -1,7 +1,7 @@
-"""What a step minimises: the frozen base's own loss, with the subject read in every transformer block (Eq. 1, beta 1).
+"""The loss of a step: the frozen base's own, with Eq. 1 (beta 1) in every transformer block.
 
-The base is given its noise, text and layout and asked for what it predicts; nothing of it is differentiated but what
-lies between an S-E-A and the loss.
+The frozen base predicts from noise, text and layout. Gradients flow only through what lies between an S-E-A and the
+loss.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .data import Batch, Row
 
 
 class Base(Protocol):
-    """A frozen base model. parametrisation: "eps" or "v"; levels: its noise levels [T], rising; tower_side: pixels."""
+    """A frozen base model. parametrisation: "eps" or "v". levels: its noise levels [T], rising. tower_side: pixels."""
 
     parametrisation: str
     levels: Tensor
@@ -33,26 +33,26 @@ class Base(Protocol):
         """The transformer blocks by name, into which the encoder is inserted."""
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, S, S] in 0..1 -> latents [B, C, h, w], as the VAE gives them."""
+        """[B, 3, S, S] in 0..1 -> unscaled VAE latents [B, C, h, w]."""
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """The same, as the U-Net takes them."""
+        """Latents [B, C, h, w], scaled for the U-Net."""
 
     def states(self, references: Tensor, encoder: SubjectEncoder) -> Tensor:
         """[B, 3, s, s] in 0..1 -> the tower's hidden states [B, L, T, W]."""
 
     def predict(self, noisy: Tensor, sigma: Tensor, captions: Sequence[str], hints: Tensor | None) -> Tensor:
-        """What the U-Net says of [B, C, h, w] at the noise levels [B], told captions and layout [B, 3, S, S]."""
+        """The U-Net's raw output [B, C, h, w]. noisy: [B, C, h, w]. sigma: [B]. hints: the layouts [B, 3, S, S]."""
 
     def recomputed(self) -> AbstractContextManager[None]:
-        """Gradient checkpointing of the U-Net while this lasts."""
+        """A context with gradient checkpointing of the U-Net."""
 
     def sheet(self, encoder_file: Path, rows: Sequence[Row]) -> Tensor:
-        """[H, W, 3] in 0..1: what the base draws of these rows with the encoder in that file, always the same noise."""
+        """Samples for these rows with the encoder in that file, from the same noise every time: [H, W, 3] in 0..1."""
 
 
 class Draw(NamedTuple):
-    """What chance decides for one row. level: uniform on 0..1, in the row's part of the noise levels."""
+    """The random numbers of one row. level: uniform on 0..1, within the row's part of the noise levels."""
 
     level: float
     keeps_text: bool
@@ -61,7 +61,7 @@ class Draw(NamedTuple):
 
 
 def draw(config: PretrainingConfig, step: int, row: int, shape: Sequence[int]) -> Draw:
-    """A function of (seed, step, row) alone. shape: of the row's latent."""
+    """Depends only on (seed, step, row). shape: of the row's latent."""
     chance = generator("row", config.seed, step, row)
     level, dropped = torch.rand(2, generator=chance).tolist()
     both, text = config.drop_both, config.drop_both + config.drop_text
@@ -71,15 +71,15 @@ def draw(config: PretrainingConfig, step: int, row: int, shape: Sequence[int]) -
 
 
 class Objective(nn.Module):
-    """The encoder that learns, and around it, not part of the module, the base that does not."""
+    """The loss as a module whose parameters are the encoder's; the frozen base is not part of the module."""
 
     def __init__(self, config: PretrainingConfig, base: Base, encoder: SubjectEncoder) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        self._base = [base]  # in a list: not to be found by what saves, moves or shares out a module's parts
+        self._base = [base]  # in a list, so that torch and accelerate do not treat it as a submodule
 
     def forward(self, batch: Batch, hooks: ExitStack) -> Tensor:
-        """Each row's loss [B]. hooks: to be closed after the backward pass."""
+        """The loss of each row, [B]. hooks: the caller closes them after the backward pass."""
         base, config, learned = self._base[0], self.config, next(self.encoder.learned())
         device, dtype = learned.device, learned.dtype
         hints = None if batch.hints is None else batch.hints.to(device)

@@ -1,4 +1,4 @@
-"""A whole run: steps, checkpoints, the log, sheets, and an end in good order whatever ends it."""
+"""A whole run: steps, checkpoints, the log and sheets; it saves its state however it ends."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ COLUMNS = ("step", "loss", "rate", "pictures_a_second", "skipped")
 
 
 class Unfinished(RuntimeError):
-    """A run ended before its last step and can be resumed; the message is one clear sentence."""
+    """The run stopped before its last step and can be resumed; the message is one clear sentence."""
 
 
 def run(training: Pretraining) -> Path:
-    """Train to the configuration's last step, from the newest checkpoint of its folder; gives the encoder's file.
+    """Train from the newest checkpoint in the folder to the last step, and return the encoder's file.
 
-    Raises Unfinished where a signal or a lost process ends it: the same command, given again, goes on.
+    Raises Unfinished if a signal or a lost process stops it; the same command resumes it.
     """
     config, folder = training.config, Path(training.config.folder)
     if found := checkpoint.checkpoints(folder):
@@ -56,9 +56,9 @@ def run(training: Pretraining) -> Path:
 
 
 def _step(training: Pretraining, folder: Path, began: int) -> Taken:
-    """One step; where another process or a reader is gone, what this one has is kept.
+    """One step. If another process or a data worker dies, this process saves its state.
 
-    began: the step that this run began at. What fails there fails the next time too.
+    began: the first step of this run. An error in it would repeat, so it is not resumable.
     """
     try:
         return training.advance()
@@ -78,16 +78,16 @@ def _resume(folder: Path) -> str:
 
 
 def keep(training: Pretraining) -> None:
-    """The checkpoint, and the encoder as it is now in the file that Load Subject Encoder reads."""
+    """Write a checkpoint, and the current encoder in the file that Load Subject Encoder reads."""
     config, folder = training.config, Path(training.config.folder)
     checkpoint.save(folder, training.step, training.state(), config)
     export(training.encoder, training, folder / ENCODER)
 
 
 def export(encoder: SubjectEncoder, training: Pretraining, path: Path) -> None:
-    """Write the encoder with the weights to be used (averaged ones where that is wanted).
+    """Write the encoder with the weights to export (the averaged ones if ema is set).
 
-    Raises ValueError, in one sentence, where it cannot be written.
+    Raises ValueError, in one sentence, if it cannot be written.
     """
     told = {"steps": training.step, "pictures": training.step * training.config.batch}
     weights = encoder.state_dict() | training.learned()
@@ -101,7 +101,7 @@ def export(encoder: SubjectEncoder, training: Pretraining, path: Path) -> None:
 
 
 class Report:
-    """The first process's: a line now and then, loss.csv, and fixed-seed sheets."""
+    """The first process's output: log lines, loss.csv, and fixed-seed sheets."""
 
     def __init__(self, training: Pretraining) -> None:
         self.training, self.config = training, training.config
@@ -116,14 +116,14 @@ class Report:
         )
 
     def after(self, taken: Taken) -> None:
-        """Note a step."""
+        """Record a step."""
         self.losses.append(taken.loss)
         step = self.training.step
         if step % self.config.log_every == 0 or step == self.config.steps or taken.stop:
             self._line(taken)
 
     def sheet(self) -> None:
-        """Draw a sheet where one is due. One that fails is told, and costs nothing of the training."""
+        """Make a sheet if one is due. A failure is logged, and training continues."""
         step, every = self.training.step, self.config.sheet_every
         if not every or (step % every and step != self.config.steps):
             return
@@ -157,7 +157,7 @@ class Report:
         self._print(f"drew {path}")
 
     def _shorten_log(self) -> None:
-        """Drop what a run that was cut off noted after its last checkpoint."""
+        """Remove the lines of an interrupted run that come after its last checkpoint."""
         path = self.folder / LOG
         lines = list(csv.reader(path.read_text().splitlines())) if path.is_file() else []
         whole = [line for line in lines[1:] if len(line) == len(COLUMNS)]  # the last one may be cut off
@@ -172,7 +172,7 @@ class Report:
 
 @contextmanager
 def _ending_after_a_step(training: Pretraining) -> Iterator[None]:
-    """SIGINT and SIGTERM, as a cluster sends before it takes its machine back, end the run after the step."""
+    """A context in which SIGINT and SIGTERM (sent by clusters before preemption) end the run after the step."""
 
     def ask(number: int, frame: Any) -> None:
         training.stop = True

@@ -1,4 +1,4 @@
-"""An image tower of our own in a safetensors file, before a subject encoder's file carries it."""
+"""A file with an image tower alone, before it becomes part of a subject encoder's file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..files import write_whole
 
 
 def save_tower(path: Path, tower: ImageTower) -> None:
-    """Write it: whole, or not at all."""
+    """Write the tower, completely or not at all."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in tower.state_dict().items()}
     metadata = {"tower": json.dumps(asdict(tower.config))}
     write_whole(path, lambda unfinished: save_file(weights, unfinished, metadata))
 
 
 def read_tower(path: str | Path) -> ImageTower:
-    """The tower in that file, frozen, in fp32. Raises ValueError, in one sentence, for what is none."""
+    """The tower in that file, frozen, in fp32. Raises ValueError, in one sentence, for any other file."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tower = ImageTower(TowerConfig(**json.loads((file.metadata() or {})["tower"])))

@@ -1,4 +1,4 @@
-"""What a tuning is: every figure of it in one frozen dataclass that refuses what makes no sense."""
+"""The settings of a tuning: one frozen dataclass that checks its values."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class TuningConfig:
 
     @property
     def shares(self) -> tuple[int, int]:
-        """Of the regular pictures: how many resemble the subject, and how many are of the bare class."""
+        """How many regular pictures resemble the subject, and how many are of the plain class."""
         of_class = {"subject": 0, "class": self.regular_pictures, "both": self.regular_pictures // 2}[self.regular_from]
         return self.regular_pictures - of_class, of_class
 
@@ -104,19 +104,19 @@ class TuningConfig:
         return self.rate * (RATES["full"] / RATES[self.method])
 
     def outcome(self) -> dict[str, Any]:
-        """The settings that each step's outcome depends on; two tunings that agree here take the same steps."""
+        """The settings that the result of a step depends on; two tunings with the same ones take the same steps."""
         settings = asdict(self) | {"learning_rate": self.rate}
         return {name: value for name, value in settings.items() if name not in OUTCOME_UNCHANGED}
 
 
 def warm_up(step: int, steps: int = 10) -> float:
-    """The schedule, a factor on every learning rate: it rises over the first steps and then stays.
+    """The schedule, a factor on every learning rate: it rises over the first steps and is then constant.
 
-    It knows nothing of the tuning's length, so a longer tuning begins with the very steps of a shorter one.
+    It does not depend on the tuning's length, so a longer tuning begins with the same steps as a shorter one.
     """
     return min(1.0, (step + 1) / steps)
 
 
 def milestones(steps: int, shares: Sequence[float] = (0, 0.25, 0.5, 0.75, 1)) -> list[int]:
-    """Steps after which sample pictures are drawn: those shares of the tuning, each once, rising."""
+    """Steps after which samples are made: these shares of the tuning, without repeats, rising."""
     return sorted({math.floor(steps * share + 0.5) for share in shares})

@@ -1,7 +1,7 @@
-"""The training loop: one object that takes one step at a time, and can be put away and taken up again.
+"""The training loop: an object that takes one step at a time, and can be saved and resumed.
 
-Everything random comes from (seed, step), the optimiser's state is part of the state, and nothing is kept outside of
-it: so a tuning that is stopped anywhere and resumed takes the very steps that an unbroken one takes.
+All random numbers depend on (seed, step), and the optimiser's state is part of the saved state, so a resumed tuning
+takes exactly the same steps as one without a break.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Group:
 class Tuning:
     """A tuning in progress.
 
-    groups: what is trained. levels: the model's noise levels [T], rising. parametrisation: "eps" or "v".
+    groups: the trained parameters. levels: the model's noise levels [T], rising. parametrisation: "eps" or "v".
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Tuning:
         return len(self.losses)
 
     def advance(self) -> float:
-        """Take one step; gives its loss. An exception from inside leaves the parameters as they were."""
+        """Take one step and return its loss. An exception leaves the parameters unchanged."""
         self.optimizer.zero_grad(set_to_none=True)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * warm_up(self.step)
@@ -83,7 +83,7 @@ class Tuning:
         return total
 
     def loss(self, part: int) -> Tensor:
-        """The loss of one pair of this step, with its graph."""
+        """The loss of one pair of this step, a scalar with its autograd graph."""
         draw = self.pairs.draw(self.config.seed, self.step, part, len(self.levels))
         latent = self.pairs.latents(draw)  # [B, C, h, w]
         noise, sigma = draw.noise[: len(latent)], self.levels[draw.level[: len(latent)]]
@@ -104,14 +104,14 @@ class Tuning:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a state. Raises ValueError, with nothing changed, for one of another tuning."""
+        """Resume from a state. Raises ValueError, without changes, for a state of another tuning."""
         if not self._is_own(state):
             raise ValueError("the checkpoint holds other parameters than this tuning trains.")
         load_optimizer_state(self.optimizer, self.parameters, state)
         self.losses = state["losses"].tolist()
 
     def _is_own(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether the state is whole and of just these parameters: names, shapes and types."""
+        """Whether the state is complete and matches these parameters in names, shapes and types."""
         wanted = {f"parameter.{name}": p for name, p in self.parameters.items()}
         moments = {
             f"optimizer.{name}.{key}": torch.zeros(()) if key == "step" else p

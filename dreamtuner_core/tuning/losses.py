@@ -5,7 +5,7 @@ With x = x0 + sigma e (the host's noise levels), a = 1 / sqrt(1 + sigma^2) and S
     eps:  e                    v:  a e - a sigma x0        (Salimans and Ho, arXiv 2202.00512)
 
 and a step minimises  L(reference) + prior_weight * L(regular)  (DreamBooth, arXiv 2208.12242, Eq. 2), each a mean
-squared error, by wish weighted with min-SNR (Hang et al., arXiv 2303.09556) and counted on the subject alone.
+squared error, optionally weighted with min-SNR (Hang et al., arXiv 2303.09556) and masked to the subject.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ EPS, V = "eps", "v"
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1], to go with [B, C, h, w]."""
+    """[B] -> [B, 1, 1, 1], to broadcast with [B, C, h, w]."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def target(parametrisation: str, latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """What the network should say: [B, C, h, w]. latent, noise: [B, C, h, w]; sigma: [B]."""
+    """The network's target: [B, C, h, w]. latent, noise: [B, C, h, w]; sigma: [B]."""
     if parametrisation == EPS:
         return noise
     if parametrisation == V:
@@ -32,9 +32,9 @@ def target(parametrisation: str, latent: Tensor, noise: Tensor, sigma: Tensor) -
 
 
 def min_snr(parametrisation: str, sigma: Tensor, gamma: float) -> Tensor:
-    """Weight of each row's squared error [B]: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v. gamma 0: all ones.
+    """Weights of the rows' squared errors [B]: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v. gamma 0: ones.
 
-    Both weigh the error of x0 by min(SNR, gamma), whichever way the network says it.
+    In both parametrisations this weights the error of x0 by min(SNR, gamma).
     """
     if gamma == 0:
         return torch.ones_like(sigma)
@@ -43,7 +43,7 @@ def min_snr(parametrisation: str, sigma: Tensor, gamma: float) -> Tensor:
 
 
 def row_losses(predicted: Tensor, wanted: Tensor, counted: Tensor | None) -> Tensor:
-    """Mean squared error of each row [B]. counted: [1, h, w] in 0..1, where row 0 counts; None is everywhere."""
+    """Mean squared error of each row [B]. counted: [1, h, w] in 0..1, a weight for row 0; None is everywhere 1."""
     square = (predicted - wanted) ** 2  # [B, C, h, w]
     losses = square.mean((1, 2, 3))
     if counted is None:

@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def generator(*key: object) -> torch.Generator:
-    """A CPU generator that depends on the key alone, so that a resumed tuning draws what an unbroken one draws."""
+    """A CPU generator that depends only on the key, so that a resumed tuning draws the same numbers."""
     digest = hashlib.sha256(":".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decides for one pair. Index 0 is the reference, 1 the regular picture.
+    """The random numbers of one pair. Index 0 is the reference, 1 the regular picture.
 
-    flip: [2] of 0 or 1. regular: which one. level: [2], indices of noise levels. noise: [2, C, h, w].
+    flip: [2] of 0 or 1. regular: index of the picture. level: [2], indices of noise levels. noise: [2, C, h, w].
     """
 
     flip: Tensor
@@ -30,7 +30,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The latents of a tuning, as the U-Net takes them (scaled), each plain and flipped.
+    """The latents of a tuning, scaled for the U-Net, each plain and flipped.
 
     reference: [2, C, h, w]; regular: [N, 2, C, h, w], N may be 0; mask: [2, 1, h, w], the subject, or None.
     """
@@ -40,7 +40,7 @@ class Pairs:
     mask: Tensor | None = None
 
     def draw(self, seed: int, step: int, part: int, levels: int) -> Draw:
-        """The draw of one pair: a function of (seed, step, part) alone."""
+        """The draw of one pair; depends only on (seed, step, part)."""
         chance = generator("pair", seed, step, part)
         return Draw(
             flip=torch.randint(2, (2,), generator=chance),  # probability 0.5
@@ -50,12 +50,12 @@ class Pairs:
         )
 
     def latents(self, draw: Draw) -> Tensor:
-        """[2, C, h, w]: the pair; [1, C, h, w] where there are no regular pictures."""
+        """The pair, [2, C, h, w]; without regular pictures [1, C, h, w]."""
         rows = [self.reference[draw.flip[0]]]
         if len(self.regular):
             rows.append(self.regular[draw.regular, draw.flip[1]])
         return torch.stack(rows)
 
     def counted(self, draw: Draw) -> Tensor | None:
-        """[1, h, w]: where the reference's error counts, flipped as the reference is; None is everywhere."""
+        """The weight of the reference's error, [1, h, w], flipped like the reference; None is everywhere 1."""
         return None if self.mask is None else self.mask[draw.flip[0]]

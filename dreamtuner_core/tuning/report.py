@@ -1,4 +1,4 @@
-"""The report picture: the loss, raw and smoothed, and under it what the model drew along the way."""
+"""The report: a plot of the loss, raw and smoothed, and below it the samples made during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DARK, PALE, GRID = (20, 60, 160), (178, 196, 232), (228, 228, 228)
 
 
 def smoothed(losses: Sequence[float], window: int = 25) -> list[float]:
-    """Mean of the last `window` losses at each step, of fewer at the beginning."""
+    """The moving average of the last `window` losses (fewer at the beginning)."""
     sums = np.concatenate([[0.0], np.cumsum(losses)])
     ends = np.arange(1, len(losses) + 1)
     begins = np.maximum(0, ends - window)
@@ -24,7 +24,7 @@ def smoothed(losses: Sequence[float], window: int = 25) -> list[float]:
 
 
 def report(title: str, losses: Sequence[float], samples: Mapping[int, Tensor], columns: Sequence[str]) -> Tensor:
-    """[1, H, W, 3] in 0..1. samples: by step, [len(columns), h, w, 3] in 0..255 (uint8)."""
+    """The report as an image [1, H, W, 3] in 0..1. samples: by step, [len(columns), h, w, 3] in 0..255 (uint8)."""
     plot = Image.new("RGB", (WIDTH, PLOT_HEIGHT + 3 * CAPTION), PAPER)
     pen = ImageDraw.Draw(plot)
     put(pen, (GAP, 2), title, 12, INK, WIDTH - 2 * GAP)
