@@ -5,7 +5,9 @@
 How it is computed without a mask of N x 2N entries:
 - a token whose weight is zero is left out, which is what log 0 means;
 - log m depends on the key alone, or, for a region, on query plus key: a product of few channels. These ride in extra
-  channels of q and k, so any exact attention kernel (flash, xformers, split, ...) computes Eq. 3 in one plain call.
+  channels of q and k, so any exact attention kernel (flash, xformers, split, ...) computes Eq. 3 in one plain call;
+- where log m depends on the key alone, torch's own kernel adds it as a bias that is stored once for all heads and
+  queries: no wider heads, and one copy less.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class ReferenceTokens:
     """What one subject gives to one self-attention layer.
 
     k, v: [1, M, C], the layer's projections of the reference's foreground tokens.
-    weight: [M], w_ref * m_r of each token, all above zero.
+    weight: [M] or [B, M], w_ref * m_r of each token, all above zero.
     region: None, or [N] or [B, N] in 0..1: how much each token of the picture being made may see this subject.
     """
 
@@ -69,17 +71,14 @@ def self_subject_attention(
     if not references:
         return attention(q, k, v, heads) if own is None else own
 
-    rows, own_keys, head_size = q.shape[0], k.shape[1], q.shape[-1] // heads
+    own_keys, head_size = k.shape[1], q.shape[-1] // heads
     query_side, key_side, value_side = channels or log_weight_channels(q, own_keys, references, heads)
     wide = head_size + query_side.shape[-1]
     own_values = v if own is None else torch.zeros_like(v)
-    keys = torch.cat([k, *(r.k.expand(rows, -1, -1) for r in references)], dim=1)  # [B, K + M, C]
-    values = torch.cat([own_values, *(r.v.expand(rows, -1, -1) for r in references)], dim=1)
-
     out = attention(
-        _widen(q * math.sqrt(wide / head_size), query_side, heads),
-        _widen(keys, key_side, heads),
-        _widen(values, value_side, heads),
+        _widened([q * math.sqrt(wide / head_size)], query_side, heads),
+        _widened([k, *(r.k for r in references)], key_side, heads),  # [B, K + M, heads * wide]
+        _widened([own_values, *(r.v for r in references)], value_side, heads),
         heads,
     ).unflatten(-1, (heads, wide))
     result = out[..., :head_size]
@@ -88,8 +87,28 @@ def self_subject_attention(
     return result.flatten(2)
 
 
+def attention_with_bias(
+    q: Tensor, k: Tensor, v: Tensor, references: Sequence[ReferenceTokens], heads: int, bias: Tensor
+) -> Tensor:
+    """Eq. 3 for one layer by torch's own kernel; no regions. bias: what `log_weight_bias` gave for these references."""
+    rows = q.shape[0]
+    k = torch.cat([k, *(r.k.expand(rows, -1, -1) for r in references)], dim=1)  # [B, K + M, C]
+    v = torch.cat([v, *(r.v.expand(rows, -1, -1) for r in references)], dim=1)
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, T, d]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+
+
+def log_weight_bias(like: Tensor, own_keys: int, references: Sequence[ReferenceTokens]) -> Tensor:
+    """log m of Eq. 3 by key, where there are no regions: [B or 1, 1, 1, K + M], which kernels read for all queries.
+
+    In float32 where `like` is half precision, so that the weight is not rounded: torch's kernel takes that too.
+    """
+    precise = torch.promote_types(like.dtype, torch.float32)
+    return F.pad(_weights(references, precise).log(), (own_keys, 0))[:, None, None]
+
+
 class LogWeightChannels(NamedTuple):
-    """Channels to append to every head of q [B or 1, N, E], of k and of v [1, K + M, E].
+    """Channels to append to every head of q [B or 1, N, E], of k [B or 1, K + M, E] and of v [1, K + M, E].
 
     Those of q and k multiply to log m. In v the first one is 1 for a reference's token: it comes out as the share of
     the softmax that the references have. The rest are zeros, up to a head size that kernels like.
@@ -120,16 +139,16 @@ def log_weight_channels(
         rounded = exact.to(q.dtype)
         return torch.stack([rounded, (exact - rounded.to(precise)).to(q.dtype)], dim=-1)
 
-    weight = torch.cat([q.new_ones(own_keys, dtype=precise), *(r.weight.to(precise) for r in references)])  # [K + M]
-    tokens = len(weight)
+    weight = F.pad(_weights(references, precise), (own_keys, 0), value=1.0)  # [B or 1, K + M]
+    tokens = weight.shape[1]
     is_reference = (torch.arange(tokens, device=q.device) >= own_keys).to(q.dtype)
     query_side = [q.new_zeros(1, q.shape[1], 1), q.new_full((1, q.shape[1], 2), unit)]
-    key_side = [q.new_zeros(1, tokens, 1), logarithm(weight)[None]]
+    key_side = [q.new_zeros(len(weight), tokens, 1), logarithm(weight)]
     start = own_keys
     for r in references:
         stop = start + r.k.shape[1]
         if r.region is not None:
-            subject = q.new_zeros(1, tokens, 2)
+            subject = q.new_zeros(len(weight), tokens, 2)
             subject[:, start:stop] = unit
             query_side.append(logarithm(r.region.reshape(-1, q.shape[1])))
             key_side.append(subject)
@@ -142,7 +161,24 @@ def log_weight_channels(
     )
 
 
-def _widen(x: Tensor, channels: Tensor, heads: int) -> Tensor:
-    """Append channels [B or 1, T, E] to each head of x [B, T, heads * d]: [B, T, heads * (d + E)]."""
-    x = x.unflatten(-1, (heads, -1))  # [B, T, heads, d]
-    return torch.cat([x, channels[:, :, None].expand(x.shape[0], -1, heads, -1)], dim=-1).flatten(2)
+def _weights(references: Sequence[ReferenceTokens], dtype: torch.dtype) -> Tensor:
+    """[B or 1, M]: of all references' tokens."""
+    weights = [r.weight.to(dtype).reshape(-1, r.k.shape[1]) for r in references]
+    rows = max(map(len, weights))
+    return torch.cat([weight.expand(rows, -1) for weight in weights], dim=1)
+
+
+def _widened(parts: Sequence[Tensor], channels: Tensor, heads: int) -> Tensor:
+    """All of x [B or 1, T, heads * d] one after the other, each head with its channels [B or 1, sum of T, E].
+
+    [B, sum of T, heads * (d + E)], B that of the first part. Filled in place: one copy, where joining takes two.
+    """
+    head_size = parts[0].shape[-1] // heads
+    shape = (parts[0].shape[0], sum(x.shape[1] for x in parts), heads, head_size + channels.shape[-1])
+    wide, start = parts[0].new_empty(shape), 0
+    for x in parts:
+        stop = start + x.shape[1]
+        wide[:, start:stop, :, :head_size] = x.unflatten(-1, (heads, head_size))
+        start = stop
+    wide[..., head_size:] = channels[:, :, None]
+    return wide.flatten(2)

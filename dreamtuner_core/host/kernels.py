@@ -1,17 +1,37 @@
-"""Which attention kernel computes what."""
+"""Which attention kernel computes what, and how Eq. 3 is given to it: decided here alone (docs/cost.md says why)."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention as host
+from comfy.cli_args import args
 from torch import Tensor
 
-from ..attention import Attention
-from .options import HEADS, Options, precision
+from ..attention import (
+    ReferenceTokens,
+    attention_with_bias,
+    log_weight_bias,
+    log_weight_channels,
+    self_subject_attention,
+)
+from .options import HEADS, OVERRIDE, Options, precision
 
 DIFFERENTIABLE = {f"attention_{kind}" for kind in ("pytorch", "basic", "sub_quad", "split", "xformers")}
 EXACT = DIFFERENTIABLE | {"attention_flash"}  # others quantise the keys and would round away the channels of log m
+
+
+class Way(NamedTuple):
+    """One exact way to compute Eq. 3.
+
+    log_m: (q, own keys, references, heads) -> what stands for log m, the same at every layer and step of that shape.
+    attend: (q, k, v, references, heads, own, log_m) -> [B, N, C]; own: what a standing patch made of q, k and v.
+    """
+
+    log_m: Callable[[Tensor, int, Sequence[ReferenceTokens], int], Any]
+    attend: Callable[[Tensor, Tensor, Tensor, Sequence[ReferenceTokens], int, Tensor | None, Any], Tensor]
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
@@ -21,8 +41,41 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor
     return host.optimized_attention(q, k, v, options[HEADS], attn_precision=precision(options), **more)
 
 
-def exact_attention(options: Options) -> Attention:
-    """The host's kernel, or torch's where the host's is not known to carry the weight exactly."""
-    known = host.optimized_attention.__name__ in EXACT
-    kernel = host.optimized_attention if known else host.attention_pytorch
-    return lambda q, k, v, heads: kernel(q, k, v, heads, attn_precision=precision(options))
+BY_BIAS = Way(
+    lambda q, own_keys, references, heads: log_weight_bias(q, own_keys, references),
+    lambda q, k, v, references, heads, own, bias: attention_with_bias(q, k, v, references, heads, bias),
+)
+
+
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+    """The reference's own self-attention, which no pack is asked about: by the quicker kernel where there is one."""
+    if _torch_is_quicker(q, options):
+        return host.attention_pytorch(q, k, v, options[HEADS])
+    return plain_attention(q, k, v, options)
+
+
+def way_of_eq3(q: Tensor, references: Sequence[ReferenceTokens], own: Tensor | None, options: Options) -> Way:
+    """The cheapest exact way there.
+
+    A bias by key keeps the heads narrow, but takes flash kernels out on a GPU, and has no region and no share of the
+    softmax: there, the channels.
+    """
+    quicker = _torch_is_quicker(q, options)
+    if quicker and own is None and all(r.region is None for r in references):
+        return BY_BIAS
+    exact = host.optimized_attention.__name__ in EXACT and not quicker
+    kernel = host.optimized_attention if exact else host.attention_pytorch
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return kernel(q, k, v, heads, attn_precision=precision(options))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, found: Any, heads: int, own: Tensor | None, log_m: Any) -> Tensor:
+        return self_subject_attention(q, k, v, found, heads, attention, own, log_m)
+
+    return Way(log_weight_channels, attend)
+
+
+def _torch_is_quicker(q: Tensor, options: Options) -> bool:
+    """On a CPU the host takes its sub-quadratic attention, three times slower than torch's, where nobody chose one."""
+    chosen = args.use_quad_cross_attention or OVERRIDE in options
+    return q.device.type == "cpu" and host.optimized_attention is host.attention_sub_quad and not chosen

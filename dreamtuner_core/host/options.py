@@ -24,6 +24,8 @@ UUIDS = "uuids"  # ids of the batch's conditionings; absent: unknown ones
 SIDES = "cond_or_uncond"  # their places in what the guider asked, 1 = the negative; absent: one wanted conditioning
 SAMPLE_SIGMAS = "sample_sigmas"  # the sampler's schedule; absent: each call is a step of its own
 
+OVERRIDE = "optimized_attention_override"  # another pack's kernel; absent: the host's
+
 # Read at a layer.
 BLOCK, BLOCK_INDEX = "block", "block_index"  # which layer it is; always there
 HEADS = "n_heads"  # always there

@@ -93,17 +93,20 @@ class Batch:
         options: Options,
         whos: Sequence[Who],
         read: Callable[[Who, slice | Tensor, list[int]], Tensor],
+        alike: Callable[[Who], Hashable] = lambda who: who,
     ) -> Tensor:
-        """A layer's output, row by row, of x [R, N, C]: all rows that read the same in one call of `read`.
+        """A layer's output, row by row, of x [R, N, C]: all rows that read alike in one call of `read`.
 
-        read: (who, which of these rows, the rows of the batch that they are) -> their output.
+        read: (who the first of them is, which of x's rows, the rows of the batch that they are) -> their output.
+        alike: equal for those that one call can serve; by default those that read the same.
         """
         rows = self.at(x, options, whos)
-        alike: dict[Who, list[int]] = {}
+        together: dict[Hashable, tuple[Who, list[int]]] = {}
         for here, row in enumerate(rows):
-            alike.setdefault(whos[self.rows[row].chunk], []).append(here)
-        parts = [read(who, _selection(here, x.device), [rows[i] for i in here]) for who, here in alike.items()]
-        order = [i for here in alike.values() for i in here]
+            who = whos[self.rows[row].chunk]
+            together.setdefault(alike(who), (who, []))[1].append(here)
+        parts = [read(who, _selection(here, x.device), [rows[i] for i in here]) for who, here in together.values()]
+        order = [i for _, here in together.values() for i in here]
         if len(parts) == 1:
             return parts[0]
         joined = torch.cat(parts)

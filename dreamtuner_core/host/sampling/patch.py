@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...attention import LogWeightChannels, ReferenceTokens, log_weight_channels, self_subject_attention
+from ...attention import ReferenceTokens
 from ...bank import Features
-from ..kernels import exact_attention, plain_attention
+from ..kernels import Way, plain_attention, way_of_eq3
 from ..options import HEADS, PATCHES, Options, Patch, replacement, with_patches, with_replacements
 from ..rows import Batch, Spot
 from ..settings import AppliedSubject
@@ -19,7 +19,7 @@ from ..unet import Layer
 from .regions import Regions
 
 TOKENS_AT_ONCE = 1024  # whose distances to all others are held in memory
-KEPT_CHANNELS = 256  # of log m, in one run; tiles that move at each step need others each time
+LOG_MS_KEPT = 256  # in one run; tiles that move at each step need others each time
 
 
 class TokenFollower:
@@ -75,6 +75,11 @@ Reading = tuple[Read, ...]
 """All that the rows of one conditioning read."""
 
 
+def _sources(reading: Reading) -> Hashable:
+    """What is read, by whatever weight: rows that read the same sources do so in one call."""
+    return tuple((read.subject, read.shift) for read in reading)
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the model.
@@ -94,7 +99,7 @@ class Call:
 class Reader:
     """The self-attentions of one call, reading.
 
-    regions, channels (log m), seen (the subjects that were read): of the whole run.
+    regions, log_ms, seen (the subjects that were read): of the whole run.
     """
 
     def __init__(
@@ -102,10 +107,10 @@ class Reader:
         call: Call,
         subjects: Sequence[AppliedSubject],
         regions: Regions,
-        channels: dict[Hashable, LogWeightChannels],
+        log_ms: dict[Hashable, Any],
         seen: set[int],
     ) -> None:
-        self.call, self.subjects, self.regions, self.channels, self.seen = call, subjects, regions, channels, seen
+        self.call, self.subjects, self.regions, self.log_ms, self.seen = call, subjects, regions, log_ms, seen
         self.follower = TokenFollower()
 
     def joined(self, options: Options, layers: Sequence[Layer]) -> Options:
@@ -136,41 +141,55 @@ class Reader:
             if k.shape[0] != q.shape[0]:  # HyperTile folds q alone; the host's kernels then fold k and v like this
                 k, v = (x.reshape(q.shape[0], -1, x.shape[-1]) for x in (k, v))
 
-            def attend(reading: Reading, part: slice | Tensor, rows: list[int]) -> Tensor:
+            def attend(first: Reading, part: slice | Tensor, rows: list[int]) -> Tensor:
                 own_part = None if own is None else own[part]
-                if not reading:
+                if not first:
                     return plain_attention(q[part], k[part], v[part], options) if own_part is None else own_part
-                references = [self.follower.follow(r, part) for r in self._references(reading, layer, rows, options)]
-                log_m = self._log_m(reading, references, q[part], k.shape[1], options)
-                kernel, heads = exact_attention(options), options[HEADS]
-                return self_subject_attention(q[part], k[part], v[part], references, heads, kernel, own_part, log_m)
+                of_rows = self._readings(readings, rows)
+                found = [self.follower.follow(r, part) for r in self._references(of_rows, layer, rows, options)]
+                way = way_of_eq3(q, found, own, options)
+                log_m = self._log_m(way, of_rows, found, q[part], k.shape[1], options)
+                return way.attend(q[part], k[part], v[part], found, options[HEADS], own_part, log_m)
 
-            return self.call.batch.by_who(q, options, readings, attend)
+            return self.call.batch.by_who(q, options, readings, attend, _sources)
 
         return read
 
+    def _readings(self, readings: Sequence[Reading], rows: Sequence[int]) -> tuple[Reading, ...]:
+        """What each of those rows of the batch reads; only one where all read by the same weights."""
+        of_rows = tuple(readings[self.call.batch.rows[row].chunk] for row in rows)
+        return of_rows if len(set(of_rows)) > 1 else of_rows[:1]
+
     def _references(
-        self, reading: Reading, layer: Layer, rows: Sequence[int], options: Options
+        self, of_rows: Sequence[Reading], layer: Layer, rows: Sequence[int], options: Options
     ) -> list[ReferenceTokens]:
         """The tokens that are read at a layer, with their regions for those rows of the batch."""
         spots = [self.call.spots[row] for row in rows] if self.call.spots else []
         found = []
-        for i, shift, weight in reading:
+        for same in zip(*of_rows):  # one subject as each of the rows reads it
+            i, shift, weight = same[0]
             k, v, mask = self.call.features[i, shift][layer]
-            found.append(ReferenceTokens(k, v, weight * mask, self.regions.at(i, spots, options, k.device)))
+            weights = weight * mask if len(same) == 1 else mask * mask.new_tensor([[read.weight] for read in same])
+            found.append(ReferenceTokens(k, v, weights, self.regions.at(i, spots, options, k.device)))
             self.seen.add(i)
         return found
 
     def _log_m(
-        self, reading: Reading, references: Sequence[ReferenceTokens], q: Tensor, keys: int, options: Options
-    ) -> LogWeightChannels:
+        self,
+        way: Way,
+        of_rows: Sequence[Reading],
+        references: Sequence[ReferenceTokens],
+        q: Tensor,
+        keys: int,
+        options: Options,
+    ) -> Any:
         regions = tuple(id(r.region) for r in references)  # the run keeps them, so that an id stands for one region
-        tokens = q.shape[1], keys, *(len(r.weight) for r in references)
-        key = (reading, regions, tokens, options[HEADS], q.dtype)
+        tokens = q.shape[1], keys, *(r.k.shape[1] for r in references)
+        key = (way.log_m, of_rows, regions, tokens, options[HEADS], q.dtype)
         if self.follower.index is not None:  # other regions in each layer
-            return log_weight_channels(q, keys, references, options[HEADS])
-        if key not in self.channels:
-            if len(self.channels) >= KEPT_CHANNELS:
-                self.channels.clear()
-            self.channels[key] = log_weight_channels(q, keys, references, options[HEADS])
-        return self.channels[key]
+            return way.log_m(q, keys, references, options[HEADS])
+        if key not in self.log_ms:
+            if len(self.log_ms) >= LOG_MS_KEPT:
+                self.log_ms.clear()
+            self.log_ms[key] = way.log_m(q, keys, references, options[HEADS])
+        return self.log_ms[key]

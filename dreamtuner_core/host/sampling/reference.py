@@ -20,7 +20,7 @@ from ...bank import Features, LayerFeatures
 from ...subject import Subject, token_grid
 from ..calls import Text, conditions
 from ..encoder.patch import EncoderAtWork, with_encoders
-from ..kernels import plain_attention
+from ..kernels import reference_attention
 from ..options import PATCHES, SAMPLE_SIGMAS, SIDES, SIGMAS, UUIDS, Options, Patch, with_replacements
 from ..unet import Layer, context_size
 
@@ -81,7 +81,7 @@ def reference_features(
             features[layer] = LayerFeatures(k[:, present], v[:, present], mask)
             if layer == layers[-1]:
                 raise _Captured
-            return plain_attention(q, k, v, options)
+            return reference_attention(q, k, v, options)
 
         return keep
 

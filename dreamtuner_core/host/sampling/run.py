@@ -26,7 +26,6 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
-from ...attention import LogWeightChannels
 from ...bank import Features
 from ...guidance import position, shift_sigma
 from ...subject import Subject
@@ -112,7 +111,7 @@ class Run:
         self.due: set[str] = set()  # what should be read in this run
         self.seen: set[int] = set()  # subjects that were read
         self.conditions: dict[int, dict[str, Tensor]] = {}
-        self.channels: dict[Hashable, LogWeightChannels] = {}
+        self.log_ms: dict[Hashable, Any] = {}
         self.newest: dict[tuple[int, FeaturesKey], Features] = {}
         self.kept = kept_features(guider.model_patcher)
         self.kept.begin_run()
@@ -272,7 +271,7 @@ class Run:
         """The options with Eq. 1 and Eq. 3 added."""
         if encoders := self.active_encoders(call.sigma):
             options = with_encoders(options, encoders, call.wanted, self.layers, call.batch)
-        reader = Reader(call, self.settings.subjects, self.regions, self.channels, self.seen)
+        reader = Reader(call, self.settings.subjects, self.regions, self.log_ms, self.seen)
         return reader.joined(options, self.layers) if any(call.readings) else options
 
 
