@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamtuner_core.attention import ReferenceTokens, self_subject_attention, softmax_attention
+from dreamtuner_core.attention import (
+    ReferenceTokens,
+    attention_with_bias,
+    log_weight_bias,
+    self_subject_attention,
+    softmax_attention,
+)
 
 ROWS, TOKENS, REFERENCE_TOKENS = 3, 24, 17
 
@@ -20,7 +26,11 @@ def log_mask(references: Sequence[ReferenceTokens], rows: int, queries: int, own
     m = [torch.ones(rows, queries, own_keys, dtype=torch.float64)]
     for r in references:
         region = torch.ones(queries) if r.region is None else r.region
-        m.append((region.double()[..., None] * r.weight.double()).expand(rows, queries, -1))
+        m.append(
+            (region.double()[..., None] * r.weight.double().reshape(-1, 1, r.weight.shape[-1])).expand(
+                rows, queries, -1
+            )
+        )
     return torch.cat(m, dim=-1).log()
 
 
@@ -55,7 +65,12 @@ def reference(
 ) -> ReferenceTokens:
     draw = torch.Generator().manual_seed(seed)
     k, v = torch.randn(2, 1, tokens, channels, generator=draw, dtype=torch.float64)
-    return ReferenceTokens(k, v, torch.as_tensor(weight, dtype=torch.float64).expand(tokens), region)
+    return ReferenceTokens(k, v, _each(weight, tokens), region)
+
+
+def _each(weight: float | Tensor, tokens: int) -> Tensor:
+    weight = torch.as_tensor(weight, dtype=torch.float64)
+    return weight if weight.ndim == 2 else weight.expand(tokens)
 
 
 def uniform(*shape: int, seed: int) -> Tensor:
@@ -67,6 +82,8 @@ HARD_REGION = (torch.arange(TOKENS) % 3 > 0).double()
 SOFT_REGION = uniform(TOKENS, seed=3) * HARD_REGION
 ROW_REGIONS = uniform(ROWS, TOKENS, seed=4) * (uniform(ROWS, TOKENS, seed=5) > 0.4)
 
+ROW_WEIGHTS = uniform(ROWS, 1, seed=12) * SOFT_MASK
+
 CASES: dict[str, Callable[[int], list[ReferenceTokens]]] = {
     "hard mask": lambda c: [reference(c, 3.0)],
     "soft mask": lambda c: [reference(c, SOFT_MASK)],
@@ -74,6 +91,8 @@ CASES: dict[str, Callable[[int], list[ReferenceTokens]]] = {
     "hard region": lambda c: [reference(c, 3.0, HARD_REGION)],
     "soft region": lambda c: [reference(c, SOFT_MASK, SOFT_REGION)],
     "region of each row": lambda c: [reference(c, SOFT_MASK, ROW_REGIONS)],
+    "weight of each row": lambda c: [reference(c, ROW_WEIGHTS), reference(c, 2.5, tokens=5, seed=6)],
+    "weight and region of each row": lambda c: [reference(c, ROW_WEIGHTS, ROW_REGIONS)],
     "region nowhere": lambda c: [reference(c, 3.0, torch.zeros(TOKENS))],
     "two subjects": lambda c: [reference(c, 3.0), reference(c, 2.5, tokens=5, seed=6)],
     "three subjects, regions mixed": lambda c: [
@@ -157,6 +176,39 @@ def test_own_attention_of_any_kind_keeps_its_share_of_the_softmax(references: Ca
     share = eq3(q, k, torch.zeros_like(v), ones, 8)
     expected = read + own * (1 - share)
     assert (self_subject_attention(q, k, v, subjects, 8, own=own) - expected).abs().max() < 1e-10
+
+
+def by_bias(q: Tensor, k: Tensor, v: Tensor, references: Sequence[ReferenceTokens], heads: int) -> Tensor:
+    return attention_with_bias(q, k, v, references, heads, log_weight_bias(q, k.shape[1], references))
+
+
+WITHOUT_REGIONS = [name for name, case in CASES.items() if all(r.region is None for r in case(8))]
+
+
+@pytest.mark.parametrize("name", WITHOUT_REGIONS)
+@pytest.mark.parametrize(("heads", "head_size"), HEADS)
+def test_with_a_bias_is_eq_3(name: str, heads: int, head_size: int) -> None:
+    q, k, v = layer(heads, head_size)
+    subjects = CASES[name](heads * head_size)
+    assert (by_bias(q, k, v, subjects, heads) - eq3(q, k, v, subjects, heads)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", WITHOUT_REGIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_with_a_bias_is_eq_3_to_the_rounding_of_the_type(name: str, dtype: torch.dtype) -> None:
+    q, k, v = (x.to(dtype) for x in layer(8, 40))
+    subjects = [replace(r, k=r.k.to(dtype), v=r.v.to(dtype)) for r in CASES[name](320)]
+    expected = eq3(q, k, v, subjects, 8)
+    rounding = (of_one_type(q, k, v, subjects, 8).double() - expected).abs()
+    error = (by_bias(q, k, v, subjects, 8).double() - expected).abs()
+    assert error.mean() < 1.2 * rounding.mean()
+
+
+def test_a_bias_is_stored_once_for_all_queries() -> None:
+    q, k, _ = layer(8, 40)
+    assert log_weight_bias(q, k.shape[1], [reference(320, 3.0)]).shape == (1, 1, 1, TOKENS + REFERENCE_TOKENS)
+    rows = log_weight_bias(q, k.shape[1], [reference(320, ROW_WEIGHTS)])
+    assert rows.shape == (ROWS, 1, 1, TOKENS + REFERENCE_TOKENS)
 
 
 def test_without_references_nothing_is_touched() -> None:
