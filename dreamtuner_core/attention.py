@@ -163,7 +163,7 @@ def log_weight_channels(
 
 def _weights(references: Sequence[ReferenceTokens], dtype: torch.dtype) -> Tensor:
     """[B or 1, M]: of all references' tokens."""
-    weights = [r.weight.to(dtype).reshape(-1, r.k.shape[1]) for r in references]
+    weights = [torch.atleast_2d(r.weight.to(dtype)) for r in references]
     rows = max(map(len, weights))
     return torch.cat([weight.expand(rows, -1) for weight in weights], dim=1)
 

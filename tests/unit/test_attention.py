@@ -204,6 +204,12 @@ def test_with_a_bias_is_eq_3_to_the_rounding_of_the_type(name: str, dtype: torch
     assert error.mean() < 1.2 * rounding.mean()
 
 
+@pytest.mark.parametrize("way", [self_subject_attention, by_bias])
+def test_a_reference_without_tokens_is_no_reference(way: Callable[..., Tensor]) -> None:
+    q, k, v = layer(8, 40)
+    assert (way(q, k, v, [reference(320, 3.0, tokens=0)], 8) - softmax_attention(q, k, v, 8)).abs().max() < 1e-10
+
+
 def test_a_bias_is_stored_once_for_all_queries() -> None:
     q, k, _ = layer(8, 40)
     assert log_weight_bias(q, k.shape[1], [reference(320, 3.0)]).shape == (1, 1, 1, TOKENS + REFERENCE_TOKENS)
