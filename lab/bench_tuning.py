@@ -109,7 +109,7 @@ def _plain(plan: Plan, patcher: Any) -> Callable[[], None]:
     text = calls.Text(cross[:, :TEXT_TOKENS], more.get("pooled_output"))
     noisy = torch.randn(2, 4, plan.latent, plan.latent, device=patcher.load_device)
     sigma = torch.ones(2, device=patcher.load_device)
-    predict, unet = pack("host.tuning.adapters").predict, patcher.model.diffusion_model
+    predict, unet = pack("host.tuning.predict").predict, patcher.model.diffusion_model
 
     def run() -> None:
         unet.requires_grad_(True)

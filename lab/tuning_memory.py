@@ -97,7 +97,10 @@ class Live(TorchDispatchMode):
 
 def counted(case: Case) -> Count:
     """One step of that case, a later one: the optimiser's moments are there."""
-    network = importlib.import_module(f"{PACK}.dreamtuner_core.host.tuning.adapters")
+    adapters, networks, prediction = (
+        importlib.import_module(f"{PACK}.dreamtuner_core.host.tuning.{name}")
+        for name in ("adapters", "networks", "predict")
+    )
     calls = importlib.import_module(f"{PACK}.dreamtuner_core.host.calls")
     units = importlib.import_module(f"{PACK}.dreamtuner_core.host.unet")
     import comfy.ldm.modules.attention as attention
@@ -111,16 +114,16 @@ def counted(case: Case) -> Count:
         patchers = [ModelPatcher(x, cpu, cpu) for x in (model, clip)]
         frozen = live.now
         dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[case.precision]
-        unet = network.unet_adapters(patchers[0], case.method, case.rank, 0, dtype, cpu)
+        unet = adapters.unet_adapters(patchers[0], case.method, case.rank, 0, dtype, cpu)
         method = case.method if case.text_encoder else None
         patched = SimpleNamespace(patcher=patchers[1], cond_stage_model=clip)
-        text = network.text_adapters(patched, method, case.rank, 0, cpu)
+        text = adapters.text_adapters(patched, method, case.rank, 0, cpu)
         words = {name: nn.Parameter(torch.zeros(width)) for name, width in _encoders(case).items()}
         learning = [*unet.parameters.values(), *text.parameters.values(), *words.values()]
         optimizer = torch.optim.AdamW(learning, foreach=False)
         layers = list(units.self_attentions(patchers[0]))
-        for adapters in (unet, text):
-            adapters.patcher.patch_model(cpu)
+        for trained in (unet, text):
+            trained.patcher.patch_model(cpu)
 
         def encoded(with_word: bool) -> Any:
             tokens = {name: [_chunk(words[name] if with_word else None)] for name in words}
@@ -130,11 +133,11 @@ def counted(case: Case) -> Count:
         def loss() -> Tensor:
             told = [encoded(True), encoded(False)]
             noisy, sigma = torch.zeros(2, 4, case.side // 8, case.side // 8), torch.ones(2)
-            return network.predict(unet.patcher.model, noisy, sigma, told, layers).square().mean()
+            return prediction.predict(unet.patcher.model, noisy, sigma, told, layers).square().mean()
 
         with ExitStack() as recomputed:
             for part in (model.diffusion_model, clip) if case.checkpointing else ():
-                recomputed.enter_context(network.recomputed(part))
+                recomputed.enter_context(networks.recomputed(part))
             for parameter in learning:
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()  # now it has its moments

@@ -30,7 +30,8 @@ from ..host.calls import Text, conditions, unet_output
 from ..host.encoder.load import LoadedEncoder, clip_pixels, clip_states, own_states
 from ..host.options import Options
 from ..host.subject.encode import encode_picture
-from ..host.tuning.adapters import parametrisation, recomputed
+from ..host.tuning.networks import recomputed
+from ..host.tuning.predict import parametrisation
 from ..host.unet import self_attentions
 from ..subject import Subject
 

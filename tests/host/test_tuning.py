@@ -16,9 +16,10 @@ import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host import files as host_files
 from dreamtuner_pack.dreamtuner_core.host.settings import KEY
-from dreamtuner_pack.dreamtuner_core.host.tuning import adapters as tuning_network
+from dreamtuner_pack.dreamtuner_core.host.tuning import adapters as tuning_adapters
 from dreamtuner_pack.dreamtuner_core.host.tuning import files as tuning_files
 from dreamtuner_pack.dreamtuner_core.host.tuning import job as tuning_job
+from dreamtuner_pack.dreamtuner_core.host.tuning import networks as tuning_networks
 from dreamtuner_pack.dreamtuner_core.host.tuning import regular as regular_pictures
 from dreamtuner_pack.dreamtuner_core.host.tuning import store, tune
 from dreamtuner_pack.dreamtuner_core.host.tuning import train as tuning_run
@@ -227,7 +228,7 @@ def test_streamed_weights_that_cannot_be_loaded_again_are_refused(
 
 def test_an_offloaded_weight_outlives_the_buffer_that_it_came_in() -> None:
     module, buffer = torch.nn.Linear(2, 2, device="meta"), torch.ones(2, 2)
-    fresh = tuning_network._detached(module, None, "weight", torch.device("cpu"))(buffer)
+    fresh = tuning_adapters._detached(module, None, "weight", torch.device("cpu"))(buffer)
     buffer.zero_()
     assert fresh.sum() == 4
 
@@ -246,7 +247,7 @@ def test_another_packs_own_forward_outlives_checkpointing(world: World) -> None:
     network = world.model.model.diffusion_model
     block = next(m for m in network.modules() if type(m).__name__ == "ResBlock")
     own = block.forward = block.forward
-    with tuning_network.recomputed(network):
+    with tuning_networks.recomputed(network):
         assert block.forward is not own
     assert block.forward is own
     del block.forward

@@ -12,9 +12,10 @@ import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host.calls import Text
 from dreamtuner_pack.dreamtuner_core.host.tuning import train as tuning_train
-from dreamtuner_pack.dreamtuner_core.host.tuning.adapters import predict, unet_adapters
+from dreamtuner_pack.dreamtuner_core.host.tuning.adapters import unet_adapters
 from dreamtuner_pack.dreamtuner_core.host.tuning.job import Job
 from dreamtuner_pack.dreamtuner_core.host.tuning.pairs import make_pairs
+from dreamtuner_pack.dreamtuner_core.host.tuning.predict import predict
 from dreamtuner_pack.dreamtuner_core.host.tuning.train import Training
 from dreamtuner_pack.dreamtuner_core.host.unet import self_attentions
 from dreamtuner_pack.dreamtuner_core.tuning.config import TuningConfig

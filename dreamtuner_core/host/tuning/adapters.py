@@ -2,56 +2,27 @@
 
 The host's weights are inference tensors, which autograd cannot save, and it casts, offloads and patches them while
 modules run. Its weight wrappers run last and get a fresh copy. So each wrapped weight is detached here, and adapted if
-it is trained. The model itself is not changed, and `on_host` removes every wrapper.
+it is trained. The model itself is not changed, and `networks.on_host` removes every wrapper.
 """
 
 from __future__ import annotations
 
-import logging
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
-import comfy.clip_model
-import comfy.ldm.modules.attention as host
-import comfy.lora
-import comfy.model_base
-import comfy.model_management
-import comfy.model_patcher
-import comfy.model_sampling
 import comfy.utils
 import torch
-import torch.utils.checkpoint
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ...tuning.losses import EPS, V
 from ...tuning.pairs import generator
-from ..calls import Text, conditions, unet_output
-from ..kernels import DIFFERENTIABLE
-from ..options import Options
 from ..settings import KEY
-from ..unet import Layer
-
-log = logging.getLogger(__name__)
+from .file_keys import text_file_keys, transformer_weights, unet_file_keys
 
 Wrapper = Callable[[Tensor], Tensor]
-RECOMPUTED = (host.SpatialTransformer, comfy.clip_model.CLIPAttention, comfy.clip_model.CLIPMLP)  # and ResBlock
-
-
-def parametrisation(sampling: nn.Module) -> str:
-    """Whether the network predicts eps or v, from the model's sampling. Raises ValueError for anything else."""
-    others = (comfy.model_sampling.EDM, comfy.model_sampling.X0)
-    if isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(sampling, others):
-        return V if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else EPS
-    raise ValueError(
-        f"expected a model that predicts {EPS} or {V}, but this one's sampling is "
-        f"{', '.join(base.__name__ for base in type(sampling).__mro__[1:3])}; link the checkpoint's own model."
-    )
 
 
 class Adapters:
@@ -142,7 +113,7 @@ def resident(patcher: ModelPatcher) -> ModelPatcher:
 
 
 def _detached(module: nn.Module, adapted: Wrapper | None, part: str, device: torch.device) -> Wrapper:
-    scaled = part == "weight" and _is_scaled(module)
+    scaled = part == "weight" and is_scaled(module)
 
     def fresh(weight: Tensor) -> Tensor:
         weight = weight.detach()
@@ -155,6 +126,11 @@ def _detached(module: nn.Module, adapted: Wrapper | None, part: str, device: tor
         return (adapted(weight * scale) / scale).to(here)
 
     return fresh
+
+
+def is_scaled(module: nn.Module) -> bool:
+    """Whether it is one of the host's scaled fp8 layers, whose weight is the stored one times its scale."""
+    return hasattr(module, "convert_weight") and getattr(module, "scale_weight", None) is not None
 
 
 def unet_adapters(
@@ -189,149 +165,3 @@ def text_adapters(clip: Any, method: str | None, rank: int, seed: int, device: t
         adapters.add_differences(layers, "text_encoders.")
     adapters.attach()
     return adapters
-
-
-def transformer_weights(model: comfy.model_base.BaseModel) -> list[str]:
-    """Keys of the projections in the U-Net's transformers, which LoRA trainers usually train."""
-    return [
-        f"diffusion_model.{block}.{name}.weight"
-        for block, transformer in model.diffusion_model.named_modules()
-        if isinstance(transformer, host.SpatialTransformer)
-        for name, module in transformer.named_modules()
-        if hasattr(module, "weight_function") and getattr(module, "weight", torch.empty(0)).ndim >= 2
-    ]
-
-
-def unet_file_keys(model: comfy.model_base.BaseModel) -> dict[str, str]:
-    """Each weight's name in a LoRA file, as other tools write it: diffusers' names for SD1.x and SD2.x, the
-    checkpoint's for SDXL. The host reads both."""
-    own = isinstance(model, comfy.model_base.SDXL)
-    names: dict[str, str] = {}
-    for name, key in comfy.lora.model_lora_keys_unet(model, {}).items():
-        if name.startswith("lora_unet_") and (key not in names or not own):
-            names[key] = name  # the host lists the checkpoint's own names first
-    return names
-
-
-def text_file_keys(network: nn.Module) -> dict[str, str]:
-    """Each text encoder projection's name in a LoRA file: lora_te_ for one encoder, lora_te1_ and lora_te2_ for two."""
-    names: dict[str, str] = {}
-    for name, key in comfy.lora.model_lora_keys_clip(network, {}).items():
-        if name.startswith("lora_te") and ".encoder.layers." in key:
-            names.setdefault(key, name)
-            if hasattr(network, "clip_l") and hasattr(network, "clip_g") and not name.startswith("lora_te_"):
-                names[key] = name
-    return names
-
-
-@contextmanager
-def on_host(networks: Sequence[Adapters]) -> Iterator[None]:
-    """A context for training: out of inference mode, in training mode; all wrappers are removed at the end.
-
-    The host's fp8 layers compute gradients only in training mode.
-    """
-    with ExitStack() as exits:  # each of these runs at the end, whatever the others do
-        for adapters in networks:
-            exits.callback(_put_back, adapters.patcher)
-        modules = [module for adapters in networks for module in adapters.patcher.model.modules()]
-        exits.callback(_set_training, [(module, module.training) for module in modules])
-        for module in filter(_is_scaled, modules):
-            exits.callback(module.register_forward_pre_hook(_with_a_kept_scale).remove)
-        _set_training([(module, True) for module in modules])
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-
-
-def _set_training(modes: Sequence[tuple[nn.Module, bool]]) -> None:
-    for module, mode in modes:
-        module.training = mode
-
-
-def _put_back(patcher: ModelPatcher) -> None:
-    """Remove every wrapper. If the host fails to restore the weights, it does so before the next load."""
-    try:
-        patcher.detach()
-        for module in patcher.model.modules():
-            comfy.model_patcher.wipe_lowvram_weight(module)
-    except Exception as error:
-        log.warning("DreamTuner: the tuned network could not be unloaded (%s); its next use does it", error)
-        patcher.model.current_weight_patches_uuid = uuid.uuid4()  # of no patcher: the host unpatches and loads afresh
-
-
-def _is_scaled(module: nn.Module) -> bool:
-    """Whether it is one of the host's scaled fp8 layers, whose weight is the stored one times its scale."""
-    return hasattr(module, "convert_weight") and getattr(module, "scale_weight", None) is not None
-
-
-def _with_a_kept_scale(module: nn.Module, args: Any) -> None:
-    """Replace the layer's scale by a tensor that autograd can save: no wrapper reaches it."""
-    scale = cast(Tensor, module.scale_weight)
-    if scale.is_inference() and torch.is_grad_enabled():
-        module.scale_weight = Parameter(scale.detach().clone(), requires_grad=False)
-
-
-@contextmanager
-def recomputed(network: nn.Module) -> Iterator[None]:
-    """A context with gradient checkpointing: a block saves only its input, and runs again in the backward pass.
-
-    For U-Nets and for text encoders, because a layer's wrapped weights are copies, larger than its activations.
-    """
-    blocks = [m for m in network.modules() if type(m).__name__ == "ResBlock" or isinstance(m, RECOMPUTED)]
-
-    def twice(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def run(*args: Any, **kwargs: Any) -> Tensor:
-            if not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            # the host writes each block's place into one and the same dict of options, so a block keeps its own
-            args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
-            kwargs = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
-            return torch.utils.checkpoint.checkpoint(
-                forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-            )
-
-        return run
-
-    before = [block.__dict__.get("forward") for block in blocks]  # another pack's, where there is one
-    try:
-        for block in blocks:
-            block.forward = twice(block.forward)
-        yield
-    finally:
-        for block, own in zip(blocks, before, strict=True):
-            block.__dict__.pop("forward", None)
-            if own is not None:
-                block.forward = own
-
-
-def predict(
-    model: comfy.model_base.BaseModel,
-    noisy: Tensor,
-    sigma: Tensor,
-    texts: Sequence[Text],
-    layers: Sequence[Layer],
-    joined: Callable[[Options], Options] | None = None,
-) -> Tensor:
-    """The raw output of the network, eps or v: [B, C, h, w].
-
-    noisy: [B, C, h, w]. sigma: [B]. texts: one per row. layers: the U-Net's. joined: adds a subject encoder to the
-    call's transformer_options.
-    """
-    options: Options = {"sigmas": sigma, "cond_or_uncond": [0] * len(texts), **_differentiable(layers)}
-    options = options if joined is None else joined(options)
-    return unet_output(model, noisy, sigma, conditions(model, noisy, texts), options)
-
-
-def is_differentiable() -> bool:
-    """Whether the host's attention has a backward pass."""
-    return host.optimized_attention.__name__ in DIFFERENTIABLE
-
-
-def _differentiable(layers: Sequence[Layer]) -> Options:
-    """Torch's attention in every layer, if the host's own has no backward pass."""
-    if is_differentiable():
-        return {}
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-        return host.attention_pytorch(q, k, v, options["n_heads"], attn_precision=options["attn_precision"])
-
-    return {"patches_replace": {kind: dict.fromkeys(layers, attend) for kind in ("attn1", "attn2")}}

@@ -25,7 +25,8 @@ from ..encoder.patch import EncoderAtWork, with_encoders
 from ..options import Options
 from ..settings import KEY, AppliedEncoder, NoiseRange, Settings
 from ..unet import Layer
-from .adapters import Adapters, is_differentiable
+from .adapters import Adapters
+from .predict import is_differentiable
 
 LEARNED = ("res_blocks.", "norm.")  # of a subject encoder's weights; `norm` ends the ResBlocks
 PREFIX = "encoder."  # of their names in a state

@@ -20,9 +20,9 @@ from .. import fingerprint
 from ..apply import check_fit
 from ..settings import AppliedEncoder
 from ..unet import context_size
-from .adapters import parametrisation
 from .encoder import applied_encoder
 from .files import SETTINGS, TuningFiles
+from .predict import parametrisation
 from .progress import Progress
 from .texts import ClassTexts
 

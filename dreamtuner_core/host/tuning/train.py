@@ -16,11 +16,13 @@ from ...tuning.loop import Group, Tuning
 from ...tuning.pairs import Draw, Pairs
 from ..calls import Text
 from ..unet import self_attentions
-from .adapters import Adapters, on_host, predict, recomputed, text_adapters, unet_adapters
+from .adapters import Adapters, text_adapters, unet_adapters
 from .encoder import LearningEncoder
 from .files import TuningFiles
 from .job import Job
+from .networks import on_host, recomputed
 from .pairs import caption
+from .predict import predict
 from .regular import draw
 from .store import SAMPLE_SEEDS, Learned, samples_of, store_result, store_state, stored_state
 from .texts import Tokens, tokenize
