@@ -129,6 +129,7 @@ class ImageProjection(nn.Module):
         self.shape = (config.tokens, config.context_width)
 
     def forward(self, embedding: Tensor) -> Tensor:
+        """Image embeddings [B, E] -> tokens [B, tokens, C]."""
         tokens, _ = self.shape
         return self.norm(rearrange(self.proj(embedding), "b (tokens c) -> b tokens c", tokens=tokens))
 
@@ -160,6 +161,7 @@ class Resampler(nn.Module):
         )
 
     def forward(self, states: Tensor) -> Tensor:
+        """Hidden states [B, T, E] -> tokens [B, tokens, C]."""
         x = self.proj_in(states)  # [B, T, width]
         latents = self.latents.to(x).expand(x.shape[0], -1, -1)  # [B, tokens, width]
         for layer in self.layers:
@@ -182,6 +184,7 @@ class LatentAttention(nn.Module):
         self.heads = max(1, inner // HEAD_SIZE)
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        """x: hidden states [B, T, W]. latents: [B, M, W] -> [B, M, W]."""
         latents = self.norm2(latents)
         k, v = self.to_kv(torch.cat([self.norm1(x), latents], dim=1)).chunk(2, dim=-1)  # [B, T + M, inner]
         return self.to_out(softmax_attention(self.to_q(latents), k, v, self.heads))

@@ -167,6 +167,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if n_in == n_out else operations.Linear(n_in, n_out, **kind)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, n_in] -> [B, T, n_out]."""
         return self.skip(x) + self.fc2(F.silu(self.fc1(self.norm(x))))
 
 

@@ -108,6 +108,7 @@ class TowerLayer(nn.Module):
         self.fc2 = operations.Linear(4 * width, width, **kind)
 
     def forward(self, h: Tensor) -> Tensor:
+        """[B, T, W] -> [B, T, W]."""
         q, k, v = rearrange(self.to_qkv(self.norm1(h)), "b t (qkv heads d) -> qkv b heads t d", qkv=3, heads=self.heads)
         h = h + self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads t d -> b t (heads d)"))
         return h + self.fc2(F.gelu(self.fc1(self.norm2(h))))
