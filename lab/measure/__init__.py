@@ -56,6 +56,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
     parser.add_argument("--rows", nargs="*", help="only rows of these names, or with these in their name")
+    parser.add_argument(
+        "--gate", action="store_true", help="also the proof of Score Pictures: its order, by the reader"
+    )
     parser.add_argument("--list", action="store_true", help="print the rows and what is stated of them, and stop")
     parser.add_argument("--weights", type=Path, default=CHECKPOINT, help="the base's checkpoint")
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="a CLIP model for transformers: CLIP-T and CLIP-I")
@@ -68,8 +71,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 def _measure(options: argparse.Namespace, command: str) -> None:
     from lab.measure.bench import Bench, Settings, run_rows
+    from lab.measure.gate import prove
     from lab.measure.local_models import LocalModels
     from lab.measure.report import figures, page
+    from lab.measure.rows import ATTENTION
     from lab.measure.studio import Sampling
     from lab.measure.table import chosen
     from lab.measure.verdicts import ABSENT, verdicts
@@ -89,6 +94,8 @@ def _measure(options: argparse.Namespace, command: str) -> None:
         if verdict.said != ABSENT:
             say(str(verdict))
     found = figures(bench, results, command)
+    if options.gate:
+        found["gate"] = prove(bench, chosen([ATTENTION], False)[0])
     told = options.json or options.out / "measure.json"
     for folder in (options.out, told.parent):
         folder.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,8 @@ def page(results: Sequence[Result], found: Mapping[str, Any]) -> str:
         parts.append(f"<h2>{group}</h2>")
         parts.append(_table([row for row in found["rows"] if row["group"] == group], measures(results)))
     parts.append("<h2>What was stated beforehand</h2>" + _stated(found["stated"]))
+    if "gate" in found:
+        parts.append("<h2>Score Pictures</h2>" + _proven(found["gate"]))
     for result in results:
         parts.append(f"<h3>{html.escape(result.row.name)}</h3>{_picture(_stacked(result))}")
     return "\n".join(parts) + "\n"
@@ -141,6 +143,16 @@ def _stated(told: Sequence[Mapping[str, Any]]) -> str:
         for v in told
     )
     return f"<table class=said><tr><th>row<th>stated<th>difference<th>{body}</table>"
+
+
+def _proven(gate: Mapping[str, Any]) -> str:
+    asked = gate["asked"]
+    body = "".join(
+        f"<tr><td>{name}<td>{value:.2f}<td>{f'{asked[name]:g}' if name in asked else ''}"
+        for name, value in gate["figures"].items()
+    )
+    many = len(gate["individuals"])
+    return f"<table><tr><th>by the checkpoint's own keys, {many} individuals<th>found<th>asked{body}</table>"
 
 
 def _picture(image: Image.Image) -> str:
