@@ -13,6 +13,7 @@ from PIL import Image
 from lab.cards import fitted, names, pictures, run, server
 from lab.inside import host_tree
 from lab.server import ComfyServer
+from lab.workflow import NOTES, WORKFLOWS, api_form, load, needs
 
 STEPS = 2
 NAMES = [name for name in names() if "tun" not in name]
@@ -38,3 +39,12 @@ def test_workflow_draws(running: ComfyServer, given: dict[str, Any], name: str) 
     assert made
     for picture in made:
         assert np.asarray(picture).std() > 5, "the picture is blank"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.glob("*.json") if needs(path)))
+def test_workflow_of_another_packs_nodes_fits_them(running: ComfyServer, name: str) -> None:
+    """It is not drawn, for the mini base has no motion model; a host with that pack checks its nodes and sockets."""
+    info = running.object_info()
+    if absent := {of["type"] for of in load(name[3:])["nodes"]} - {*info, *NOTES}:
+        pytest.skip(f"this host lacks {needs(WORKFLOWS / f'{name}.json')}: {', '.join(sorted(absent))}")
+    assert api_form(load(name[3:]), info)

@@ -15,6 +15,7 @@ from lab import workflow
 from lab.client import NodeFailed
 from lab.demo import CHECKPOINT, FAMILY, SIDE
 from lab.inside import host_tree
+from lab.mini import shipped
 from lab.server import ComfyServer
 from lab.workflow import Graph, node, node_id, without
 
@@ -28,7 +29,8 @@ def server() -> Iterator[ComfyServer]:
     """A server of its own: the shared one writes no metadata into its pictures."""
     if not CHECKPOINT.is_file():
         pytest.skip("the mini base is not in this checkout")
-    models = {"checkpoints": [CHECKPOINT], "loras": [], "embeddings": []}
+    control = CHECKPOINT.with_name(shipped.CONTROL)
+    models = {"checkpoints": [CHECKPOINT], "controlnet": [control], "loras": [], "embeddings": []}
     with ComfyServer(host_tree(), custom_nodes=[FAMILY], models=models) as running:
         yield running
 
@@ -110,6 +112,21 @@ def test_stock_nodes_make_the_same_picture(
         saved = Image.open(io.BytesIO(server.image_bytes(result.outputs[at]["images"][0])))
         told = json.loads(saved.info["prompt"])[node_id(graph, "Load Subject")]["_meta"]["dreamtuner_subjects"]
         assert (told["subject"], told["owner"]) == (NAME, OWNER)
+
+
+def test_the_workflow_with_a_layout_draws_it(server: ComfyServer, tuned: object, tmp_path: Path) -> None:
+    graph = fitted(workflow.api_form(workflow.load("tuned_subject_with_controlnet"), server.object_info()))
+    layout = Image.new("RGB", (SIDE, SIDE))
+    ImageDraw.Draw(layout).ellipse((20, 20, 100, 100), fill="white")
+    layout.save(tmp_path / "layout.png")
+    node(graph, "Layout")["image"] = server.upload_image(tmp_path / "layout.png")
+    node(graph, "Load ControlNet Model")["control_net_name"] = shipped.CONTROL
+    node(graph, "Load LoRA")["lora_name"] = node(graph, "Load Subject")["file"] = f"{NAME}.safetensors"
+    drawn = np.asarray(server.images(server.queue(graph), node_id(graph, "Save Image"))[0])
+    assert drawn.shape == (SIDE, SIDE, 3)
+    node(graph, "Apply ControlNet")["strength"] = 0.0
+    without_layout = np.asarray(server.images(server.queue(graph), node_id(graph, "Save Image"))[0])
+    assert not np.array_equal(drawn, without_layout)
 
 
 def test_unchanged_inputs_never_train_again(server: ComfyServer, tuning: Graph, tuned: object) -> None:
