@@ -11,7 +11,7 @@ from lab.inside import import_host, import_pack
 
 import_host()
 import_pack()  # as `dreamtuner_pack`
-sys.path.append(str(Path(__file__).parent))  # families, graph, plain
+sys.path.append(str(Path(__file__).parent))  # the rooms that tests share
 
 import comfy.utils  # noqa: E402
 
@@ -32,3 +32,12 @@ def quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(regular_pictures, "STEPS", 1)
     monkeypatch.setattr(regular_pictures.draw, "__defaults__", (1,))
+
+
+@pytest.fixture(scope="module")
+def encoder_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of subject encoders of every kind and family (coarse.py)."""
+    from coarse import encoder_folder
+
+    with encoder_folder(tmp_path_factory.mktemp("subject_encoders")) as path:
+        yield path

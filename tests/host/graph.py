@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import comfy.sd
+import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.bank import Features, size
+from dreamtuner_pack.dreamtuner_core.host.sampling import run as sampling
 from dreamtuner_pack.dreamtuner_core.host.subject.memory import kept_features
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.reference_guidance import ReferenceGuidance
@@ -108,3 +114,58 @@ def sample(
     return nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, **more)[0][
         "samples"
     ]
+
+
+def draw(model: ModelPatcher, family: str = "sd1", **changes: Any) -> Tensor:
+    """A picture of the tests' two texts."""
+    torch.manual_seed(0)  # HyperTile and token merging draw from the global generator
+    settings: dict[str, Any] = {"positive": text(family, 1), "negative": text(family, 2)}
+    return sample(model, **settings | changes)
+
+
+@contextmanager
+def counted_passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The noise levels of all reference passes made inside."""
+    levels: list[float] = []
+    compute = sampling.reference_features
+
+    def counting(model: Any, subject: Any, conditions: Any, layers: Any, sigma: float, *more: Any) -> Any:
+        levels.append(sigma)
+        return compute(model, subject, conditions, layers, sigma, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sampling, "reference_features", counting)
+        yield levels
+
+
+def lora(model: ModelPatcher, strength: float, seed: int = 0, what: str = "attn1_to_k") -> ModelPatcher:
+    """LoraLoaderModelOnly with a LoRA file of kohya's names."""
+    generator, weights = torch.Generator().manual_seed(seed), {}
+    for block in ("input_blocks_1_1", "output_blocks_1_1"):
+        name = f"lora_unet_{block}_transformer_blocks_0_{what}"
+        weights |= {f"{name}.lora_up.weight": torch.randn(32, 2, generator=generator)}
+        weights |= {f"{name}.lora_down.weight": torch.randn(2, 32, generator=generator)}
+    return comfy.sd.load_lora_for_models(model, None, weights, strength, 0)[0]
+
+
+def options_of(model: ModelPatcher) -> Any:
+    """All that a patcher carries into a run, comparable."""
+    return copy.copy(model.model_options), model.wrappers, model.callbacks, model.object_patches, model.patches_uuid
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().norm() / b.detach().norm())
+
+
+STEPS = 3
+
+
+def attending(model: ModelPatcher, family: str = "sd1", seed: int = 9) -> ModelPatcher:
+    return attend(model, subject(family, soft_mask(), seed))
+
+
+def guided(model: ModelPatcher, family: str = "sd1") -> ModelPatcher:
+    return guide(attending(model, family))
+
+
+OURS: dict[str, Callable[..., ModelPatcher]] = {"S-S-A": attending, "S-S-A and guidance": guided}

@@ -13,8 +13,7 @@ import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.subject import EncodeSubjectImage, FindSubject
-from test_encode import encode, mask, picture
-from test_find_subject import ball, disc, overlap
+from images import ball, disc, encode, mask, overlap, picture
 from torch import Tensor
 
 SIDE = 128

@@ -12,8 +12,8 @@ from comfy import cli_args
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.host import kernels
 from families import SHAPES, text
-from graph import attend, empty_latent, hard_mask, sample, shared_model, subject
-from test_sampling_math import CASES, EVERYTHING, by_the_host, difference, plainly, plainly_in_fp32
+from graph import attend, difference, empty_latent, hard_mask, sample, shared_model, subject
+from sampling_cases import CASES, EVERYTHING, by_the_host, plainly, plainly_in_fp32
 from torch import Tensor
 
 Kernel = Callable[..., Tensor]

@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from coarse import bring, fresh
 from dreamtuner_pack.dreamtuner_core.host import fingerprint
 from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
 from dreamtuner_pack.dreamtuner_core.rights import OwnedSubject, Rights
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.combine_subjects import CombineSubjects
 from families import text
-from graph import attend, guide, hard_mask, sample, shared_model, soft_mask, subject
+from graph import attend, difference, guide, hard_mask, sample, shared_model, soft_mask, subject
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_subject_encoder import bring, difference, folder, fresh  # noqa: F401
 from torch import Tensor
 from tuning_world import folders
 
+pytestmark = pytest.mark.usefixtures("encoder_files")
 FAMILIES = ("sd1", "sdxl")
 
 

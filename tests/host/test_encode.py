@@ -2,43 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
-import comfy.sd
 import pytest
 import torch
-from comfy.taesd.taesd import TAESD
-from dreamtuner_pack.dreamtuner_core.subject import Subject
-from dreamtuner_pack.nodes.subject import EncodeSubjectImage
 from families import text
-from torch import Tensor
-
-RESOLUTION = 64
-
-
-@cache
-def vae(channels: int = 4) -> comfy.sd.VAE:
-    """The host's smallest VAE, seeded random weights."""
-    weights, draw = TAESD(latent_channels=channels).state_dict(), torch.Generator().manual_seed(0)
-    for name, weight in weights.items():
-        if not name.startswith("vae_"):
-            weights[name] = torch.randn(weight.shape, generator=draw) * weight[0].numel() ** -0.5
-    return comfy.sd.VAE(sd=weights)
-
-
-def encode(image: Tensor, **inputs: Any) -> tuple[Subject, Tensor]:
-    return EncodeSubjectImage.execute(image, **{"vae": vae(), "resolution": RESOLUTION} | inputs).args
-
-
-def picture(height: int = 48, width: int = 40, channels: int = 3) -> Tensor:
-    return torch.rand(1, height, width, channels, generator=torch.Generator().manual_seed(0))
-
-
-def mask(height: int = 48, width: int = 40) -> Tensor:
-    mask = torch.zeros(1, height, width)
-    mask[:, height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None] = 1.0
-    return mask
+from images import RESOLUTION, encode, mask, picture, vae
 
 
 class EmptyTextClip:

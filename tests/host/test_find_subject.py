@@ -6,24 +6,9 @@ import comfy.model_management
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host.subject import find
-from torch import Tensor
+from images import ball, disc, overlap
 
 from lab.u2netp import picture
-
-
-def disc(height: int = 200, width: int = 300, centre: tuple[int, int] = (110, 120), radius: int = 60) -> Tensor:
-    """Where a ball is: [height, width] bool."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
-
-
-def ball(where: Tensor, colour: tuple[float, float, float] = (0.9, 0.2, 0.1)) -> Tensor:
-    """[1, H, W, 3]: a plain ball before a plain ground."""
-    return torch.where(where[..., None], torch.tensor(colour), torch.tensor([0.6, 0.75, 0.9]))[None]
-
-
-def overlap(found: Tensor, true: Tensor) -> float:
-    return float((found.bool() & true).sum() / (found.bool() | true).sum())
 
 
 def test_a_ball_is_found_in_every_picture_of_a_batch() -> None:

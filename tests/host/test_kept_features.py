@@ -11,15 +11,28 @@ from typing import Any
 import comfy.model_management as management
 import pytest
 import torch
+from coarse import bring, coarse_subject
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.bank import KEPT_RUNS
 from dreamtuner_pack.dreamtuner_core.host.subject import memory
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from families import text, tiny_model
-from graph import attend, hard_mask, kept, kept_bytes, shared_model, soft_mask, subject
-from test_no_trace import PATCHES, STEPS, counted_passes, draw, lora
-from test_subject_encoder import bring, coarse_subject, folder  # noqa: F401  (its files)
+from graph import (
+    OURS,
+    STEPS,
+    attend,
+    counted_passes,
+    draw,
+    hard_mask,
+    kept,
+    kept_bytes,
+    lora,
+    shared_model,
+    soft_mask,
+    subject,
+)
 
+pytestmark = pytest.mark.usefixtures("encoder_files")
 CPU = torch.device("cpu")
 
 CHANGES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -131,7 +144,7 @@ def encoded(model: ModelPatcher) -> ModelPatcher:
     return bring(attend(model, one := coarse_subject()), one)
 
 
-@pytest.mark.parametrize("patch", [*PATCHES.values(), encoded], ids=[*PATCHES, "S-E-A"])
+@pytest.mark.parametrize("patch", [*OURS.values(), encoded], ids=[*OURS, "S-E-A"])
 def test_a_model_is_freed_with_its_last_patcher(patch: Callable, without_collector: None) -> None:
     patched = patch(tiny_model("sd1"))
     draw(patched)

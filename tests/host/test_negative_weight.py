@@ -15,10 +15,10 @@ from dreamtuner_pack.dreamtuner_core.host.settings import NEGATIVE_WEIGHT, Appli
 from dreamtuner_pack.dreamtuner_core.host.unet import self_attentions
 from dreamtuner_pack.nodes.self_subject_attention import ApplySelfSubjectAttention
 from families import text
-from graph import attend, empty_latent, guide, hard_mask, sample, shared_model, soft_mask, subject
+from graph import attend, counted_passes, empty_latent, guide, hard_mask, sample, shared_model, soft_mask, subject
+from host_graphs import GUIDERS
+from host_patches import use
 from plain import Applied
-from test_no_trace import counted_passes
-from test_stacking import GUIDERS, use
 from torch import Tensor
 
 WANTED, UNWANTED = (1, 3), (2, 6)  # seeds of the texts that the graphs below give to either side

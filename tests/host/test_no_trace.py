@@ -19,27 +19,26 @@ from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.host.sampling import run as sampling
 from families import SHAPES, text
-from graph import attend, empty_latent, guide, hard_mask, kept_bytes, sample, shared_model, soft_mask, subject
+from graph import (
+    OURS,
+    STEPS,
+    attend,
+    counted_passes,
+    draw,
+    empty_latent,
+    guide,
+    guided,
+    hard_mask,
+    kept_bytes,
+    lora,
+    options_of,
+    shared_model,
+    soft_mask,
+    subject,
+)
 from torch import Tensor
 
-STEPS = 3
-
-
-def draw(model: ModelPatcher, family: str = "sd1", **changes: Any) -> Tensor:
-    settings: dict[str, Any] = {"positive": text(family, 1), "negative": text(family, 2), "steps": STEPS}
-    return sample(model, **settings | changes)
-
-
-def attending(model: ModelPatcher, family: str = "sd1", seed: int = 9) -> ModelPatcher:
-    return attend(model, subject(family, soft_mask(), seed))
-
-
-def guided(model: ModelPatcher, family: str = "sd1") -> ModelPatcher:
-    return guide(attending(model, family))
-
-
-PATCHES: dict[str, Callable[..., ModelPatcher]] = {"S-S-A": attending, "S-S-A and guidance": guided}
-every_patch = pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES.keys())
+every_patch = pytest.mark.parametrize("patch", OURS.values(), ids=OURS.keys())
 
 
 # --- removal ---------------------------------------------------------------------------------------------------------
@@ -101,29 +100,8 @@ def test_a_subject_of_weight_0_beside_another_is_not_there() -> None:
 # --- the kept features -----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def counted_passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The noise levels of all reference passes made inside."""
-    levels: list[float] = []
-    compute = sampling.reference_features
-
-    def counting(model: Any, subject: Any, conditions: Any, layers: Any, sigma: float, *more: Any) -> Any:
-        levels.append(sigma)
-        return compute(model, subject, conditions, layers, sigma, *more)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(sampling, "reference_features", counting)
-        yield levels
 
 
-def lora(model: ModelPatcher, strength: float, seed: int = 0, what: str = "attn1_to_k") -> ModelPatcher:
-    """LoraLoaderModelOnly with a LoRA file of kohya's names."""
-    generator, weights = torch.Generator().manual_seed(seed), {}
-    for block in ("input_blocks_1_1", "output_blocks_1_1"):
-        name = f"lora_unet_{block}_transformer_blocks_0_{what}"
-        weights |= {f"{name}.lora_up.weight": torch.randn(32, 2, generator=generator)}
-        weights |= {f"{name}.lora_down.weight": torch.randn(2, 32, generator=generator)}
-    return comfy.sd.load_lora_for_models(model, None, weights, strength, 0)[0]
 
 
 @every_patch
@@ -313,9 +291,6 @@ def failing_network(model: ModelPatcher, call: int, error: Exception) -> Iterato
         handle.remove()
 
 
-def options_of(model: ModelPatcher) -> Any:
-    """All that a patcher carries into a run, comparable."""
-    return copy.copy(model.model_options), model.wrappers, model.callbacks, model.object_patches, model.patches_uuid
 
 
 ERRORS = {

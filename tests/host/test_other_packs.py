@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from coarse import bring, coarse_subject
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 from families import text
 from graph import attend, empty_latent, guide, hard_mask, kept, sample, shared_model, soft_mask, subject
-from test_stacking import use
-from test_subject_encoder import bring, coarse_subject, folder  # noqa: F401  (its files)
+from host_patches import use
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,7 +49,7 @@ def leaves_no_trace() -> Any:
     assert torch.equal(draw(shared_model("sd1")), before)
 
 
-pytestmark = pytest.mark.usefixtures("leaves_no_trace", "folder")
+pytestmark = pytest.mark.usefixtures("leaves_no_trace", "encoder_files")
 
 
 # --- modules put into the U-Net, and patched forwards ----------------------------------------------------------------

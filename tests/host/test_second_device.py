@@ -13,8 +13,8 @@ from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.host.subject import memory
 from families import text, tiny_model
 from graph import LATENT, attend, guide, hard_mask, kept_bytes, sample, soft_mask, subject
+from host_patches import PATCHES
 from second_device import CPU, META, OnSecondDevice, SecondDevice
-from test_stacking import PATCHES
 from torch import Tensor, nn
 
 MIB = 1 << 20

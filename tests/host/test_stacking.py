@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,34 +15,25 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
 from dreamtuner_pack.dreamtuner_core.attention import ReferenceTokens
 from dreamtuner_pack.dreamtuner_core.host.sampling.patch import TokenFollower
-from families import COMMON, SHAPES, draw_weights, text
-from graph import SEED, attend, empty_latent, guide, hard_mask, sample, shared_model, soft_mask, subject
-from test_no_trace import counted_passes, lora
+from families import text
+from graph import (
+    SEED,
+    attend,
+    counted_passes,
+    draw,
+    empty_latent,
+    guide,
+    hard_mask,
+    lora,
+    shared_model,
+    soft_mask,
+    subject,
+)
+from host_graphs import GRAPHS, GUIDERS, area, hooked, keyframed, lora_hook, picture
+from host_patches import PATCHES, check, use
 from torch import Tensor
-
-import nodes
-
-STEPS = 3
-CPU = torch.device("cpu")
-Patch = Callable[[ModelPatcher], ModelPatcher]
-Draw = Callable[[ModelPatcher], Tensor]
-
-
-def use(module: str, node: str, **inputs: Any) -> Any:
-    """Run one of the host's own nodes, of its old or its new schema; its first output."""
-    kind = getattr(importlib.import_module(module if module == "nodes" else f"comfy_extras.nodes_{module}"), node)
-    new = issubclass(kind, io.ComfyNode)
-    out = kind.execute(**inputs) if new else getattr(kind(), kind.FUNCTION)(**inputs)
-    return (out.args if isinstance(out, io.NodeOutput) else out)[0]
-
-
-def draw(model: ModelPatcher, **changes: Any) -> Tensor:
-    torch.manual_seed(0)  # HyperTile and token merging draw from the global generator
-    settings: dict[str, Any] = {"positive": text("sd1", 1), "negative": text("sd1", 2), "steps": STEPS}
-    return sample(model, **settings | changes)
 
 
 def with_subject(model: ModelPatcher, weight: float = 3.0) -> ModelPatcher:
@@ -63,126 +53,21 @@ OURS = {"S-S-A": with_subject, "everything": with_everything}
 ours = pytest.mark.parametrize("pack", OURS.values(), ids=OURS.keys())
 
 
-def check(draw: Draw, pack: Callable[..., ModelPatcher], model: ModelPatcher | None = None) -> Tensor:
-    """What holds on every graph: without, with, with again, with weight 0. Returns the picture with."""
-    model = model or shared_model("sd1")
-    without, patched = draw(model), pack(model)
-    picture = draw(patched)
-    assert without.isfinite().all(), "the host itself fails here"
-    assert picture.isfinite().all()
-    assert picture.shape == without.shape
-    assert not torch.allclose(picture, without, rtol=1e-3, atol=1e-3)
-    assert torch.equal(draw(patched), picture)  # kept features
-    assert torch.equal(draw(pack(model)), picture)  # features computed afresh
-    assert torch.equal(draw(pack(model, 0.0)), without)
-    return picture
 
 
 # --- other patches of the model, in both orders -----------------------------------------------------------------------
 
 
-def ip_adapter(model: ModelPatcher) -> ModelPatcher:
-    """As IPAdapter packs do: the cross-attentions are replaced, and read image tokens as well."""
-    image_tokens = 0.5 * torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(5))
-
-    def replaced(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        from comfy.ldm.modules.attention import optimized_attention
-
-        image = image_tokens[..., : q.shape[-1]].expand(len(q), -1, -1)
-        return sum(optimized_attention(q, a, b, options["n_heads"]) for a, b in ((k, v), (image, -image)))
-
-    patched = model.clone()
-    for block, number in (("input", 1), ("middle", 0), ("output", 2)):
-        patched.set_model_attn2_replace(replaced, block, number)
-    return patched
 
 
-def self_attention_of_another_pack(model: ModelPatcher) -> ModelPatcher:
-    """Replaced self-attention, for one block by (block, number), for another by its index too."""
-
-    def sharpened(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        from comfy.ldm.modules.attention import optimized_attention
-
-        return optimized_attention(1.3 * q, k, v, options["n_heads"])
-
-    patched = model.clone()
-    patched.set_model_attn1_replace(sharpened, "input", 1)
-    patched.set_model_attn1_replace(sharpened, "output", 0, 0)
-    return patched
 
 
-def hidden_state_patches(model: ModelPatcher) -> ModelPatcher:
-    patched = model.clone()
-    patched.set_model_attn1_patch(lambda q, k, v, options: (q, 0.9 * k, v))
-    patched.set_model_attn1_output_patch(lambda n, options: 1.1 * n)
-    patched.set_model_attn2_patch(lambda q, k, v, options: (q, k, 0.9 * v))
-    patched.set_model_attn2_output_patch(lambda n, options: 1.1 * n)
-    patched.set_model_patch(lambda x, options: 1.01 * x, "middle_patch")
-    patched.set_model_input_block_patch(lambda h, options: 1.01 * h)
-    patched.set_model_output_block_patch(lambda h, hsp, options: (h, 0.99 * hsp))
-    return patched
 
 
-def function_wrapper(model: ModelPatcher) -> ModelPatcher:
-    """The one slot of model_function_wrapper."""
-    patched = model.clone()
-    patched.set_model_unet_function_wrapper(lambda f, args: 0.9 * f(args["input"], args["timestep"], **args["c"]))
-    return patched
 
 
-def patch(module: str, node: str, **inputs: Any) -> Patch:
-    return lambda model: use(module, node, model=model, **inputs)
 
 
-PATCHES: dict[str, Patch] = {
-    "FreeU": patch("freelunch", "FreeU", b1=1.1, b2=1.2, s1=0.9, s2=0.2),
-    "FreeU V2": patch("freelunch", "FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2),
-    "PAG": patch("pag", "PerturbedAttentionGuidance", scale=3.0),
-    "SAG": patch("sag", "SelfAttentionGuidance", scale=0.5, blur_sigma=2.0),
-    "HyperTile": patch("hypertile", "HyperTile", tile_size=32, swap_size=2, max_depth=1, scale_depth=False),
-    "token merging": patch("tomesd", "TomePatchModel", ratio=0.5),
-    "HyperTile and token merging": lambda m: PATCHES["HyperTile"](PATCHES["token merging"](m)),
-    "RescaleCFG": patch("model_advanced", "RescaleCFG", multiplier=0.7),
-    "v-prediction, zsnr": patch("model_advanced", "ModelSamplingDiscrete", sampling="v_prediction", zsnr=True),
-    "LCM sampling": patch("model_advanced", "ModelSamplingDiscrete", sampling="lcm", zsnr=False),
-    "EDM sampling": patch(
-        "model_advanced", "ModelSamplingContinuousEDM", sampling="eps", sigma_max=20.0, sigma_min=0.01
-    ),
-    "deep shrink": patch(
-        "model_downscale",
-        "PatchModelAddDownscale",
-        block_number=1,
-        downscale_factor=1.7,
-        start_percent=0.0,
-        end_percent=0.9,
-        downscale_after_skip=True,
-        downscale_method="bicubic",
-        upscale_method="bicubic",
-    ),
-    "self-attention multiply": patch("attention_multiply", "UNetSelfAttentionMultiply", q=1.2, k=1.0, v=0.9, out=1.1),
-    "temporal attention multiply": patch(
-        "attention_multiply", "UNetCrossAttentionMultiply", q=1.2, k=1.0, v=0.9, out=1.1
-    ),
-    "perp-neg": lambda m: use("perpneg", "PerpNeg", model=m, empty_conditioning=text("sd1", 6), neg_scale=0.7),
-    "differential diffusion": patch("differential_diffusion", "DifferentialDiffusion"),
-    "CFG-zero*": patch("cfg", "CFGZeroStar"),
-    "TCFG": patch("tcfg", "TCFG"),
-    "APG": patch("apg", "APG", eta=1.0, norm_threshold=5.0, momentum=0.0),
-    "mahiro": patch("mahiro", "Mahiro"),
-    "FreSca": patch("fresca", "FreSca", scale_low=1.0, scale_high=1.25, freq_cutoff=2),
-    "EasyCache": patch(
-        "easycache", "EasyCacheNode", reuse_threshold=5.0, start_percent=0.0, end_percent=1.0, verbose=False
-    ),
-    "LazyCache": patch(
-        "easycache", "LazyCacheNode", reuse_threshold=5.0, start_percent=0.0, end_percent=1.0, verbose=False
-    ),
-    "LoRA": lambda m: lora(m, 0.8),
-    "IPAdapter": ip_adapter,
-    "another pack's self-attention": self_attention_of_another_pack,
-    "another pack's hidden states": hidden_state_patches,
-    "another pack's function wrapper": function_wrapper,
-    "all at once": lambda m: ip_adapter(PATCHES["FreeU V2"](PATCHES["PAG"](PATCHES["HyperTile"](lora(m, 0.8))))),
-}
 ORDER_MATTERS: set[str] = set()  # what the help says of order must name these
 
 
@@ -253,144 +138,26 @@ def test_subject_and_guidance_are_applied_in_any_order() -> None:
 # --- regional conditionings, hooks, ControlNet, masks: what is drawn, with either model ------------------------------
 
 
-def area(seed: int, height: int, width: int, top: int, left: int) -> list:
-    """ConditioningSetArea, in pixels."""
-    sizes = {"height": height, "width": width, "y": top, "x": left}
-    return use("nodes", "ConditioningSetArea", conditioning=text("sd1", seed), **sizes, strength=1.0)
 
 
-def masked(seed: int, bounds: str) -> list:
-    mask = hard_mask(96, 64)
-    inputs = {"mask": mask, "set_cond_area": bounds, "strength": 0.8}
-    return use("nodes", "ConditioningSetMask", conditioning=text("sd1", seed), **inputs)
 
 
-def timed(seed: int, start: float, end: float) -> list:
-    return use("nodes", "ConditioningSetTimestepRange", conditioning=text("sd1", seed), start=start, end=end)
 
 
-def combined(*conditionings: list) -> list:
-    return [one for conditioning in conditionings for one in conditioning]  # ConditioningCombine
 
 
-def lora_hook(strength: float, seed: int = 0) -> comfy.hooks.HookGroup:
-    """Create Hook LoRA (Model Only)."""
-    generator, weights = torch.Generator().manual_seed(seed), {}
-    for block in ("input_blocks_1_1", "output_blocks_1_1"):
-        name = f"lora_unet_{block}_transformer_blocks_0_attn1_to_k"
-        weights |= {f"{name}.lora_up.weight": torch.randn(32, 2, generator=generator)}
-        weights |= {f"{name}.lora_down.weight": torch.randn(2, 32, generator=generator)}
-    return comfy.hooks.create_hook_lora(lora=weights, strength_model=strength, strength_clip=0.0)
 
 
-def keyframed(hooks: comfy.hooks.HookGroup, *strengths: float) -> comfy.hooks.HookGroup:
-    frames = comfy.hooks.HookKeyframeGroup()
-    for i, strength in enumerate(strengths):
-        frames.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=i / len(strengths)))
-    return use("hooks", "SetHookKeyframes", hooks=hooks, hook_kf=frames)
 
 
-def hooked(conditioning: list, hooks: comfy.hooks.HookGroup) -> list:
-    return use(
-        "hooks", "ConditioningSetProperties", cond_NEW=conditioning, strength=1.0, set_cond_area="default", hooks=hooks
-    )
 
 
-def control_net(strength: float = 0.9, end: float = 1.0, times: int = 1) -> dict[str, list]:
-    """Apply ControlNet, of the host, with a tiny ControlNet of seeded random weights."""
-    shape = {k: v for k, v in (COMMON | SHAPES["sd1"]).items() if k not in ("out_channels", "transformer_depth_output")}
-    network = comfy.cldm.cldm.ControlNet(
-        **shape,
-        transformer_depth_output=COMMON["transformer_depth_output"],
-        hint_channels=3,
-        dtype=torch.float32,
-        device=CPU,
-        operations=comfy.ops.disable_weight_init,
-    )
-    draw_weights(network, seed=7)
-    loaded = comfy.controlnet.ControlNet(network, load_device=CPU)
-    hint = torch.rand(1, 96, 64, 3, generator=torch.Generator().manual_seed(8))
-    sides = text("sd1", 1), text("sd1", 2)
-    inputs = {"control_net": loaded, "image": hint, "strength": strength, "start_percent": 0.0, "end_percent": end}
-    for _ in range(times):
-        sides = nodes.ControlNetApplyAdvanced().apply_controlnet(*sides, **inputs)
-    return {"positive": sides[0], "negative": sides[1]}
 
 
-def picture(batch: int = 1) -> dict[str, Any]:
-    return {"samples": 5.0 * torch.randn(batch, 4, 12, 8, generator=torch.Generator().manual_seed(6))}
 
 
-def inpainted() -> dict[str, Any]:
-    return picture() | {"noise_mask": hard_mask(96, 64)}
 
 
-GRAPHS: dict[str, Draw] = {
-    "ControlNet": lambda m: draw(m, **control_net()),
-    "ControlNet, half of the steps": lambda m: draw(m, **control_net(end=0.3)),
-    "two ControlNets": lambda m: draw(m, **control_net(times=2)),
-    "ControlNet and inpainting": lambda m: draw(m, **control_net(), latent=inpainted()),
-    "areas": lambda m: draw(m, positive=combined(area(1, 96, 32, 0, 0), area(3, 96, 32, 0, 32))),
-    "areas over a whole": lambda m: draw(m, positive=combined(text("sd1", 1), area(3, 56, 40, 16, 24))),
-    "areas on both sides": lambda m: draw(
-        m,
-        positive=combined(text("sd1", 1), area(3, 48, 64, 0, 0)),
-        negative=combined(text("sd1", 2), area(4, 48, 64, 48, 0)),
-    ),
-    "an area beyond the picture": lambda m: draw(m, positive=combined(text("sd1", 1), area(3, 200, 200, 40, 24))),
-    "an area in percent": lambda m: draw(
-        m,
-        positive=combined(
-            text("sd1", 1),
-            use(
-                "nodes",
-                "ConditioningSetAreaPercentage",
-                conditioning=text("sd1", 3),
-                width=0.6,
-                height=0.5,
-                x=0.3,
-                y=0.2,
-                strength=1.0,
-            ),
-        ),
-    ),
-    "masks": lambda m: draw(m, positive=combined(text("sd1", 1), masked(3, "default"))),
-    "masks in their bounds": lambda m: draw(m, positive=combined(text("sd1", 1), masked(3, "mask bounds"))),
-    "texts in turn": lambda m: draw(m, positive=combined(timed(1, 0.0, 0.4), timed(3, 0.4, 1.0))),
-    "texts combined": lambda m: draw(m, positive=combined(text("sd1", 1), text("sd1", 3))),
-    "texts of other lengths": lambda m: draw(m, positive=text("sd1", 1, tokens=154)),
-    "a default text": lambda m: draw(
-        m,
-        positive=use(
-            "hooks", "ConditioningSetDefaultAndCombine", cond=masked(3, "default"), cond_DEFAULT=text("sd1", 1)
-        ),
-    ),
-    "LoRA hook on one side": lambda m: draw(m, positive=hooked(text("sd1", 1), lora_hook(0.8))),
-    "LoRA hooks on both sides": lambda m: draw(
-        m, positive=hooked(text("sd1", 1), lora_hook(0.8)), negative=hooked(text("sd1", 2), lora_hook(0.5, seed=1))
-    ),
-    "LoRA hook with keyframes": lambda m: draw(
-        m, positive=hooked(text("sd1", 1), keyframed(lora_hook(0.8), 1.0, 0.5, 0.0))
-    ),
-    "hooks and areas": lambda m: draw(
-        m, positive=combined(text("sd1", 1), hooked(area(3, 56, 40, 16, 24), keyframed(lora_hook(0.8), 1.0, 0.2)))
-    ),
-    "image to image at 0.3": lambda m: draw(m, latent=picture(), denoise=0.3),
-    "image to image at 0.6": lambda m: draw(m, latent=picture(), denoise=0.6),
-    "a noise mask": lambda m: draw(m, latent=inpainted()),
-    "a soft noise mask": lambda m: draw(m, latent=picture() | {"noise_mask": soft_mask(96, 64)}),
-    "a noise mask, differential": lambda m: draw(PATCHES["differential diffusion"](m), latent=inpainted()),
-    "a batch": lambda m: draw(m, latent=empty_latent(3)),
-    "a batch of pictures": lambda m: draw(m, latent=picture(2), denoise=0.6),
-    "a batch with ControlNet": lambda m: draw(m, **control_net(), latent=empty_latent(2)),
-    "no noise": lambda m: draw(m, latent=picture(), disable_noise=True, start_step=1),
-    "cfg 1": lambda m: draw(m, cfg=1.0),
-    "cfg 0": lambda m: draw(m, cfg=0.0),
-    **{
-        f"{height}x{width} latents": lambda m, h=height, w=width: draw(m, latent=empty_latent(1, h, w))
-        for height, width in ((8, 8), (6, 15), (13, 9), (7, 11), (3, 5), (1, 8), (31, 2))
-    },
-}
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -489,25 +256,6 @@ def test_two_halves_are_the_whole(pack: Callable[..., ModelPatcher], cut: int) -
     torch.testing.assert_close(second, draw(model, steps=4), rtol=1e-4, atol=1e-3)
 
 
-GUIDERS: dict[str, Callable[[ModelPatcher], Any]] = {
-    "BasicGuider": lambda m: use("custom_sampler", "BasicGuider", model=m, conditioning=text("sd1", 1)),
-    "CFGGuider": lambda m: use(
-        "custom_sampler", "CFGGuider", model=m, positive=text("sd1", 1), negative=text("sd1", 2), cfg=5.0
-    ),
-    **{
-        f"DualCFGGuider, {style}": lambda m, style=style: use(
-            "custom_sampler", "DualCFGGuider",
-            model=m, cond1=text("sd1", 1), cond2=text("sd1", 3), negative=text("sd1", 2),
-            cfg_conds=4.0, cfg_cond2_negative=2.0, **({"style": style}),
-        )
-        for style in ("regular", "nested")
-    },
-    "PerpNegGuider": lambda m: use(
-        "perpneg", "PerpNegGuider",
-        model=m, positive=text("sd1", 1), negative=text("sd1", 2), empty_conditioning=text("sd1", 6),
-        cfg=5.0, neg_scale=0.7,
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GUIDERS)
@@ -520,7 +268,7 @@ def test_sampler_custom_advanced_with(name: str, pack: Callable[..., ModelPatche
             noise=use("custom_sampler", "RandomNoise", noise_seed=SEED),
             guider=GUIDERS[name](model),
             sampler=use("custom_sampler", "KSamplerSelect", sampler_name="euler"),
-            sigmas=use("custom_sampler", "BasicScheduler", model=model, scheduler="normal", steps=STEPS, denoise=1.0),
+            sigmas=use("custom_sampler", "BasicScheduler", model=model, scheduler="normal", steps=3, denoise=1.0),
             latent_image=empty_latent(),
         )["samples"]
 

@@ -6,9 +6,9 @@ import asyncio
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,76 +19,58 @@ import execution
 import folder_paths
 import pytest
 import torch
+from coarse import bring, coarse_subject, fresh, loaded
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.encoder.blocks import transformer_blocks
 from dreamtuner_pack.dreamtuner_core.encoder.model import EncoderConfig, SubjectEncoder, inserted
 from dreamtuner_pack.dreamtuner_core.guidance import Guidance
-from dreamtuner_pack.dreamtuner_core.host.encoder.load import LoadedEncoder, clip_states, encode_picture, on_a_square
+from dreamtuner_pack.dreamtuner_core.host.encoder.load import clip_states, on_a_square
 from dreamtuner_pack.nodes.subject import EncodeSubjectImage
 from dreamtuner_pack.nodes.subject_encoder import ApplySubjectEncoder, LoadSubjectEncoder
 from families import SHAPES, draw_weights, text, tiny_model
-from graph import LATENT, SEED, attend, empty_latent, guide, hard_mask, shared_model, soft_mask, subject
+from graph import (
+    LATENT,
+    SEED,
+    attend,
+    counted_passes,
+    difference,
+    draw,
+    empty_latent,
+    guide,
+    hard_mask,
+    lora,
+    options_of,
+    shared_model,
+    subject,
+)
 from graph import sample as by_the_sampler
+from host_graphs import GRAPHS, GUIDERS
+from host_patches import PATCHES, check, use
+from images import encode, mask, picture, vae
 from plain import Applied
 from plain_encoder import CLIP, FILES, TOWER, Coarse, file_name, layers_of, sea, tiny_clip
 from plain_encoder import sample as plainly_sampled
 from safetensors.torch import load_file, save_file
-from test_bad_input import flux, video
-from test_encode import encode, mask, picture, vae
-from test_no_trace import counted_passes, draw, lora, options_of
-from test_stacking import GRAPHS, GUIDERS, PATCHES, check, use
+from strangers import flux, video
 from torch import Tensor
 
 import nodes
 
+pytestmark = pytest.mark.usefixtures("encoder_files")
 STEPS = 3
 NAN = float("nan")
 every_family = pytest.mark.parametrize("family", SHAPES)
 every_kind = pytest.mark.parametrize("kind", ["own tower", "IP-Adapter plus"])  # one for each formula
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of subject encoders, as extra_model_paths.yaml would add it."""
-    path = tmp_path_factory.mktemp("subject_encoders")
-    for family in SHAPES:
-        for kind, write in FILES.items():
-            write(path / file_name(kind, family), family)
-    known = dict(folder_paths.folder_names_and_paths)
-    folder_paths.add_model_folder_path("subject_encoders", str(path))
-    yield path
-    loaded.cache_clear()
-    coarse_subject.cache_clear()
-    folder_paths.folder_names_and_paths.clear()
-    folder_paths.folder_names_and_paths.update(known)
 
 
-@cache
-def loaded(kind: str, family: str) -> LoadedEncoder:
-    return LoadSubjectEncoder.execute(file_name(kind, family), tiny_clip()).args[0]
 
 
-@cache
-def coarse_subject(kind: str = "own tower", family: str = "sd1", seed: int = 9) -> Any:
-    """A subject as Encode Subject Image gives it with that encoder linked; its latent is random."""
-    one = subject(family, soft_mask(), seed)
-    return replace(one, encoding=encode_picture(loaded(kind, family), one.picture))
 
 
-def fresh(kind: str = "own tower", family: str = "sd1", seed: int = 9) -> Any:
-    """The same with nothing kept of it yet."""
-    return replace(subject(family, soft_mask(), seed), encoding=coarse_subject(kind, family, seed).encoding)
 
 
-def bring(
-    model: ModelPatcher, subject: Any | None = None, strength: float = 0.5, start: float = 0.0, end: float = 1.0
-) -> ModelPatcher:
-    """Apply Subject Encoder."""
-    return ApplySubjectEncoder.execute(model, subject or coarse_subject(), strength, start, end).args[0]
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    return float((a - b).detach().norm() / b.detach().norm())
 
 
 # --- what is drawn, against the plain writing ------------------------------------------------------------------------
@@ -568,8 +550,8 @@ def test_an_ip_adapter_knows_what_stands_for_no_picture() -> None:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_has_every_folders_safetensors(folder: Path, tmp_path: Path) -> None:
-    (folder / "pickled.ckpt").write_bytes(b"x")
+def test_the_list_has_every_folders_safetensors(encoder_files: Path, tmp_path: Path) -> None:
+    (encoder_files / "pickled.ckpt").write_bytes(b"x")
     more = tmp_path / "more" / "below"
     more.mkdir(parents=True)
     FILES["own tower"](more / "deep.safetensors", "sd1")
@@ -582,8 +564,8 @@ def test_the_list_has_every_folders_safetensors(folder: Path, tmp_path: Path) ->
     assert LoadSubjectEncoder.execute(str(Path("below", "deep.safetensors"))).args[0].model.config.family == "sd1"
 
 
-def test_a_changed_file_is_read_again(folder: Path) -> None:
-    path = folder / "changing.safetensors"
+def test_a_changed_file_is_read_again(encoder_files: Path) -> None:
+    path = encoder_files / "changing.safetensors"
     FILES["own tower"](path, "sd1")
     before = LoadSubjectEncoder.fingerprint_inputs(path.name)
     assert LoadSubjectEncoder.fingerprint_inputs(path.name) == before
@@ -592,21 +574,21 @@ def test_a_changed_file_is_read_again(folder: Path) -> None:
     assert LoadSubjectEncoder.fingerprint_inputs("none.safetensors") == ""
 
 
-def spoilt(folder: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None], kind: str = "own tower") -> str:
+def spoilt(encoder_files: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None], kind: str = "own tower") -> str:
     """A file of that kind with its weights or its metadata changed; its name."""
     from safetensors import safe_open
 
-    source = folder / file_name(kind, "sd1")
+    source = encoder_files / file_name(kind, "sd1")
     weights = load_file(source)
     with safe_open(source, "pt") as file:
         metadata = dict(file.metadata() or {})
     change(weights, metadata)
-    save_file(weights, folder / "spoilt.safetensors", metadata)
+    save_file(weights, encoder_files / "spoilt.safetensors", metadata)
     return "spoilt.safetensors"
 
 
-def raw(folder: Path, content: bytes) -> str:
-    (folder / "raw.safetensors").write_bytes(content)
+def raw(encoder_files: Path, content: bytes) -> str:
+    (encoder_files / "raw.safetensors").write_bytes(content)
     return "raw.safetensors"
 
 
@@ -624,8 +606,8 @@ def first(weights: dict[str, Tensor]) -> str:
     return sorted(weights)[0]
 
 
-def own_bytes(folder: Path) -> bytes:
-    return (folder / file_name("own tower", "sd1")).read_bytes()
+def own_bytes(encoder_files: Path) -> bytes:
+    return (encoder_files / file_name("own tower", "sd1")).read_bytes()
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
@@ -667,9 +649,9 @@ BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
 }  # fmt: skip
 
 
-def _saved(folder: Path, weights: dict[str, Tensor]) -> bytes:
-    save_file(weights, folder / "saved.safetensors")
-    return (folder / "saved.safetensors").read_bytes()
+def _saved(encoder_files: Path, weights: dict[str, Tensor]) -> bytes:
+    save_file(weights, encoder_files / "saved.safetensors")
+    return (encoder_files / "saved.safetensors").read_bytes()
 
 
 def sentence_of(use: Callable[[], Any], node: str) -> str:
@@ -682,10 +664,10 @@ def sentence_of(use: Callable[[], Any], node: str) -> str:
 
 
 @pytest.mark.parametrize(("make", "sentence"), BAD_FILES.values(), ids=BAD_FILES.keys())
-def test_a_bad_file_is_refused_in_one_sentence(make: Callable, sentence: str, folder: Path) -> None:
+def test_a_bad_file_is_refused_in_one_sentence(make: Callable, sentence: str, encoder_files: Path) -> None:
     import re
 
-    message = sentence_of(lambda: LoadSubjectEncoder.execute(make(folder), tiny_clip()), "Load Subject Encoder")
+    message = sentence_of(lambda: LoadSubjectEncoder.execute(make(encoder_files), tiny_clip()), "Load Subject Encoder")
     assert re.search(sentence, message), message
 
 

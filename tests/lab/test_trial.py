@@ -1,4 +1,4 @@
-"""The small trial: what it asks, what it counts, and the page; the drawing itself in tests/server/test_trial.py."""
+"""The small trial: what it asks, what it counts, and the page; the drawing itself in tests/server/test_trial_run.py."""
 
 from __future__ import annotations
 

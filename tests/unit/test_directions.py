@@ -56,3 +56,17 @@ def test_there_is_no_circle() -> None:
 def test_a_relative_import_is_resolved() -> None:
     storyboard = ROOT / "dreamtuner_core" / "host" / "storyboard.py"
     assert "dreamtuner_core.host.apply" in imported(storyboard, everywhere=False)
+
+
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_no_test_imports_a_test(path: Path) -> None:
+    """What tests share has a room of its own."""
+    assert not [name for name in imported(path, everywhere=True) if name.split(".")[-1].startswith("test_")]
+
+
+def test_every_file_of_tests_has_a_name_of_its_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("conftest.py", "__init__.py")]
+    assert len(names) == len(set(names))
