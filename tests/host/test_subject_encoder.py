@@ -574,21 +574,21 @@ def test_a_changed_file_is_read_again(encoder_files: Path) -> None:
     assert LoadSubjectEncoder.fingerprint_inputs("none.safetensors") == ""
 
 
-def spoilt(encoder_files: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None], kind: str = "own tower") -> str:
+def spoilt(folder: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None], kind: str = "own tower") -> str:
     """A file of that kind with its weights or its metadata changed; its name."""
     from safetensors import safe_open
 
-    source = encoder_files / file_name(kind, "sd1")
+    source = folder / file_name(kind, "sd1")
     weights = load_file(source)
     with safe_open(source, "pt") as file:
         metadata = dict(file.metadata() or {})
     change(weights, metadata)
-    save_file(weights, encoder_files / "spoilt.safetensors", metadata)
+    save_file(weights, folder / "spoilt.safetensors", metadata)
     return "spoilt.safetensors"
 
 
-def raw(encoder_files: Path, content: bytes) -> str:
-    (encoder_files / "raw.safetensors").write_bytes(content)
+def raw(folder: Path, content: bytes) -> str:
+    (folder / "raw.safetensors").write_bytes(content)
     return "raw.safetensors"
 
 
@@ -606,8 +606,8 @@ def first(weights: dict[str, Tensor]) -> str:
     return sorted(weights)[0]
 
 
-def own_bytes(encoder_files: Path) -> bytes:
-    return (encoder_files / file_name("own tower", "sd1")).read_bytes()
+def own_bytes(folder: Path) -> bytes:
+    return (folder / file_name("own tower", "sd1")).read_bytes()
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
@@ -649,9 +649,9 @@ BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
 }  # fmt: skip
 
 
-def _saved(encoder_files: Path, weights: dict[str, Tensor]) -> bytes:
-    save_file(weights, encoder_files / "saved.safetensors")
-    return (encoder_files / "saved.safetensors").read_bytes()
+def _saved(folder: Path, weights: dict[str, Tensor]) -> bytes:
+    save_file(weights, folder / "saved.safetensors")
+    return (folder / "saved.safetensors").read_bytes()
 
 
 def sentence_of(use: Callable[[], Any], node: str) -> str:

@@ -1,9 +1,10 @@
-"""Run the mutants whose names hold one of the words given; all without words."""
+"""Run the mutants whose names, files or tests hold one of the words given; all without words."""
 
 import sys
 
+from . import ALL
 from .mutant import table
-from .tuning import MUTANTS
 
 words = sys.argv[1:]
-sys.exit(table([m for m in MUTANTS if not words or any(word in m.name for word in words)]) > 0)
+wanted = [m for m in ALL if not words or any(word in text for word in words for text in (m.name, m.file, m.tests))]
+sys.exit(table(wanted) > 0)
