@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..dreamtuner_core.host.subject.combine import combine_subjects
-from .common import CATEGORY, SubjectSocket, named_errors
+from .common import CATEGORY, SubjectSocket
+from .sockets import checked
 
 
 class CombineSubjects(io.ComfyNode):
@@ -28,7 +29,7 @@ class CombineSubjects(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, subject_1, subject_2, subject_3=None, subject_4=None) -> io.NodeOutput:
-        with named_errors("Combine Subjects"):
-            given = [subject for subject in (subject_1, subject_2, subject_3, subject_4) if subject is not None]
-            return io.NodeOutput(combine_subjects(given))
+        given = [subject for subject in (subject_1, subject_2, subject_3, subject_4) if subject is not None]
+        return io.NodeOutput(combine_subjects(given))

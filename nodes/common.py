@@ -70,12 +70,6 @@ def named_errors(node: str) -> Iterator[None]:
         raise ValueError(f"{node}: {error}") from error
 
 
-def expected(thing: Any, kind: type, socket: str, source: str) -> None:
-    """Raise ValueError for a foreign object on one of our sockets: another pack may use a socket of the same name."""
-    if not isinstance(thing, kind):
-        raise ValueError(f"expected what {source} gives on {socket}, but got a {type(thing).__name__}; link that node.")
-
-
 def strings_of(prompt: Any) -> Iterator[str]:
     """The texts in a graph as it was queued; a caller may send anything, or none."""
     for node in prompt.values() if isinstance(prompt, dict) else ():

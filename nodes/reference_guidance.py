@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.guidance import Guidance
 from ..dreamtuner_core.host.apply import apply_guidance
-from .common import CATEGORY, advanced, named_errors, schema
+from .common import CATEGORY, advanced, schema
+from .sockets import checked
 
 
 class ReferenceGuidance(io.ComfyNode):
@@ -62,7 +63,7 @@ class ReferenceGuidance(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, reference_scale, reference_probability, dt, dt_uncond) -> io.NodeOutput:
-        with named_errors("Reference Guidance"):
-            guidance = Guidance(reference_scale, reference_probability, dt, dt_uncond)
-            return io.NodeOutput(apply_guidance(model, guidance))
+        guidance = Guidance(reference_scale, reference_probability, dt, dt_uncond)
+        return io.NodeOutput(apply_guidance(model, guidance))

@@ -5,12 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..dreamtuner_core.host.encoder.load import LoadedEncoder
 from ..dreamtuner_core.host.subject.rights import checked_rights, rights_notes, tell_rights, today
 from ..dreamtuner_core.host.subject.saved import SUBJECTS, load_subject, save_subject
-from ..dreamtuner_core.subject import Subject
-from ..dreamtuner_core.tuned_subject import TunedSubject
-from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, expected, named_errors, noted, rights_inputs
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, noted, rights_inputs
+from .sockets import checked
 from .subject_tuning import TunedSubjectSocket
 
 
@@ -39,15 +37,12 @@ class SaveSubject(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, subject, name, tuned_subject=None, caption_text="", owner="", allowed_uses="", until=""
     ) -> io.NodeOutput:
-        with named_errors("Save Subject"):
-            expected(subject, Subject, "subject", "Encode Subject Image or Load Subject")
-            if tuned_subject is not None:
-                expected(tuned_subject, TunedSubject, "tuned_subject", "Subject Tuning or Load Subject")
-            rights = checked_rights(owner, allowed_uses, until)
-            return io.NodeOutput(save_subject(subject, name, tuned_subject, rights, caption_text).name)
+        rights = checked_rights(owner, allowed_uses, until)
+        return io.NodeOutput(save_subject(subject, name, tuned_subject, rights, caption_text).name)
 
 
 class LoadSubject(io.ComfyNode):
@@ -81,13 +76,11 @@ class LoadSubject(io.ComfyNode):
         return SUBJECTS.fingerprint(file)
 
     @classmethod
+    @checked
     def execute(cls, file, subject_encoder=None) -> io.NodeOutput:
-        with named_errors("Load Subject"):
-            if subject_encoder is not None:
-                expected(subject_encoder, LoadedEncoder, "subject_encoder", "Load Subject Encoder")
-            subject, tuned = load_subject(file, subject_encoder)
-            tell_rights(subject, cls.hidden.prompt, cls.hidden.extra_pnginfo)
-            missing = ExecutionBlocker(f"Load Subject: '{file}' was not tuned; unlink its tuned_subject and phrase.")
-            rights = subject.rights.told(today())
-            phrase = tuned.phrase if tuned else missing
-            return io.NodeOutput(subject, tuned or missing, phrase, rights, ui=noted(rights_notes(subject)))
+        subject, tuned = load_subject(file, subject_encoder)
+        tell_rights(subject, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        missing = ExecutionBlocker(f"Load Subject: '{file}' was not tuned; unlink its tuned_subject and phrase.")
+        rights = subject.rights.told(today())
+        phrase = tuned.phrase if tuned else missing
+        return io.NodeOutput(subject, tuned or missing, phrase, rights, ui=noted(rights_notes(subject)))

@@ -10,7 +10,8 @@ from ..dreamtuner_core.host.scoring.score import Towers, score_pictures, tell_fi
 from ..dreamtuner_core.ranges import check_choice, check_number
 from ..dreamtuner_core.scoring.scores import Limits
 from ..dreamtuner_core.texts import checked_text
-from .common import CATEGORY, SubjectSocket, named_errors
+from .common import CATEGORY, SubjectSocket
+from .sockets import checked
 
 ON_FAIL = PASS_THE_BEST, STOP = ("pass the best", "stop")
 MOST_KEPT = 4096
@@ -86,6 +87,7 @@ class ScorePictures(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         images,
@@ -102,14 +104,13 @@ class ScorePictures(io.ComfyNode):
         on_fail=PASS_THE_BEST,
         tower_folder=NO_FOLDER,
     ) -> io.NodeOutput:
-        with named_errors("Score Pictures"):
-            check_number("keep", keep, 1, MOST_KEPT, whole=True)
-            check_choice("on_fail", on_fail, ON_FAIL)
-            checked_text("text", text)
-            checked_text("tower_folder", tower_folder)
-            limits = Limits(min_likeness, min_text, min_sharpness)
-            folder = "" if tower_folder == NO_FOLDER else tower_folder
-            gate = score_pictures(images, subject, Towers(clip_vision, clip, text, model, vae, folder), limits)
+        check_number("keep", keep, 1, MOST_KEPT, whole=True)
+        check_choice("on_fail", on_fail, ON_FAIL)
+        checked_text("text", text)
+        checked_text("tower_folder", tower_folder)
+        limits = Limits(min_likeness, min_text, min_sharpness)
+        folder = "" if tower_folder == NO_FOLDER else tower_folder
+        gate = score_pictures(images, subject, Towers(clip_vision, clip, text, model, vae, folder), limits)
         best = (gate.order if on_fail == PASS_THE_BEST else gate.accepted)[:keep]
         tell_figures(gate, best, cls.hidden.prompt, cls.hidden.unique_id, cls.hidden.extra_pnginfo)
         return io.NodeOutput(

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.apply import apply_subject
 from ..dreamtuner_core.host.settings import NEGATIVE_WEIGHT
-from .common import CATEGORY, SubjectSocket, named_errors, schema
+from .common import CATEGORY, SubjectSocket, schema
+from .sockets import checked
 
 
 class ApplySelfSubjectAttention(io.ComfyNode):
@@ -54,6 +55,7 @@ class ApplySelfSubjectAttention(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -64,7 +66,6 @@ class ApplySelfSubjectAttention(io.ComfyNode):
         region=None,
         negative_weight=NEGATIVE_WEIGHT,
     ) -> io.NodeOutput:
-        with named_errors("Apply Self-Subject Attention"):
-            return io.NodeOutput(
-                apply_subject(model, subject, reference_weight, start_percent, end_percent, region, negative_weight)
-            )
+        return io.NodeOutput(
+            apply_subject(model, subject, reference_weight, start_percent, end_percent, region, negative_weight)
+        )

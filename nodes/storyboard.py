@@ -7,7 +7,8 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.storyboard import LARGEST, SMALLEST, Storyboard, blank
 from ..dreamtuner_core.storyboard import MOST_CFG, MOST_STEPS, MOST_WEIGHT, SEEDS, StoryboardConfig, story
-from .common import CATEGORY, SubjectSocket, named_errors, schema
+from .common import CATEGORY, SubjectSocket, schema
+from .sockets import checked
 
 DEFAULT = StoryboardConfig()
 
@@ -108,13 +109,13 @@ class DrawStoryboard(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, model, clip, vae, subject, negative, prompts, always, width, height, latent=None, names="", **more
     ) -> io.NodeOutput:
-        with named_errors("Draw Storyboard"):
-            others = [more.pop(name, None) for name in ("subject_2", "subject_3", "subject_4")]
-            subjects = [subject, *(other for other in others if other is not None)]
-            lines = story(prompts, always, names, len(subjects))
-            latent = latent or blank(width, height)
-            storyboard = Storyboard(model, clip, vae, subjects, negative, latent, lines, StoryboardConfig(**more))
-            return io.NodeOutput(*storyboard.draw(cls.hidden.unique_id))
+        others = [more.pop(name, None) for name in ("subject_2", "subject_3", "subject_4")]
+        subjects = [subject, *(other for other in others if other is not None)]
+        lines = story(prompts, always, names, len(subjects))
+        latent = latent or blank(width, height)
+        storyboard = Storyboard(model, clip, vae, subjects, negative, latent, lines, StoryboardConfig(**more))
+        return io.NodeOutput(*storyboard.draw(cls.hidden.unique_id))

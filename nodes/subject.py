@@ -9,7 +9,8 @@ from ..dreamtuner_core.host.subject.find import KEEP, MOST_GROWTH, find_and_show
 from ..dreamtuner_core.host.subject.rights import NO_RIGHTS, checked_rights, rights_notes
 from ..dreamtuner_core.picture.find_subject import THRESHOLD
 from ..dreamtuner_core.rights import owned
-from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, advanced, named_errors, rights_inputs, shown
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, advanced, rights_inputs, shown
+from .sockets import checked
 
 
 class EncodeSubjectImage(io.ComfyNode):
@@ -95,6 +96,7 @@ class EncodeSubjectImage(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         image,
@@ -109,11 +111,10 @@ class EncodeSubjectImage(io.ComfyNode):
         until="",
         **options,
     ) -> io.NodeOutput:
-        with named_errors("Encode Subject Image"):
-            rights = checked_rights(owner, allowed_uses, until)
-            made = encode_subject(image, vae, mask, caption, clip, find_subject=find_subject, light=light, **options)
-            subject = made.subject if rights == NO_RIGHTS else owned(made.subject, rights)
-            return io.NodeOutput(subject, made.preview, ui=shown(made.preview, rights_notes(subject) + made.notes))
+        rights = checked_rights(owner, allowed_uses, until)
+        made = encode_subject(image, vae, mask, caption, clip, find_subject=find_subject, light=light, **options)
+        subject = made.subject if rights == NO_RIGHTS else owned(made.subject, rights)
+        return io.NodeOutput(subject, made.preview, ui=shown(made.preview, rights_notes(subject) + made.notes))
 
 
 class FindSubject(io.ComfyNode):
@@ -158,7 +159,7 @@ class FindSubject(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, image, threshold, grow, keep) -> io.NodeOutput:
-        with named_errors("Find Subject"):
-            found = find_and_show(image, threshold, grow, keep)
-            return io.NodeOutput(found.mask, found.preview, ui=shown(found.preview, found.notes))
+        found = find_and_show(image, threshold, grow, keep)
+        return io.NodeOutput(found.mask, found.preview, ui=shown(found.preview, found.notes))

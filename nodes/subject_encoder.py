@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.apply import apply_encoder
 from ..dreamtuner_core.host.encoder.load import ENCODERS, load_encoder
-from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, named_errors
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket
+from .sockets import checked
 
 
 class LoadSubjectEncoder(io.ComfyNode):
@@ -38,9 +39,9 @@ class LoadSubjectEncoder(io.ComfyNode):
         return ENCODERS.fingerprint(subject_encoder)
 
     @classmethod
+    @checked
     def execute(cls, subject_encoder, clip_vision=None) -> io.NodeOutput:
-        with named_errors("Load Subject Encoder"):
-            return io.NodeOutput(load_encoder(subject_encoder, clip_vision))
+        return io.NodeOutput(load_encoder(subject_encoder, clip_vision))
 
 
 class ApplySubjectEncoder(io.ComfyNode):
@@ -71,6 +72,6 @@ class ApplySubjectEncoder(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, subject, strength, start_percent, end_percent) -> io.NodeOutput:
-        with named_errors("Apply Subject Encoder"):
-            return io.NodeOutput(apply_encoder(model, subject, strength, start_percent, end_percent))
+        return io.NodeOutput(apply_encoder(model, subject, strength, start_percent, end_percent))

@@ -10,10 +10,10 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.tuning.files import is_to_be_written_again
 from ..dreamtuner_core.host.tuning.tune import tune_subject
-from ..dreamtuner_core.subject import Subject
 from ..dreamtuner_core.texts import misread_mentions
 from ..dreamtuner_core.tuning.config import TuningConfig
-from .common import CATEGORY, SubjectSocket, advanced, expected, named_errors, schema, strings_of
+from .common import CATEGORY, SubjectSocket, advanced, schema, strings_of
+from .sockets import checked
 
 log = logging.getLogger(__name__)
 ALWAYS_SHOWN = ("steps", "seed")
@@ -65,20 +65,19 @@ class SubjectTuning(io.ComfyNode):
         return isinstance(name, str) and isinstance(steps, int) and is_to_be_written_again(name, steps)
 
     @classmethod
+    @checked
     def execute(cls, model, clip, vae, subject, class_word, name, steps, seed, **options) -> io.NodeOutput:
-        with named_errors("Subject Tuning"):
-            expected(subject, Subject, "subject", "Encode Subject Image or Load Subject")
-            config = TuningConfig(steps=steps, seed=seed, **options)
-            node_id = cls.hidden.unique_id
-            tuned = tune_subject(model, clip, vae, subject, class_word, name, config, node_id)
-            for mention in misread_mentions(tuned.subject.name, strings_of(cls.hidden.prompt)):
-                log.warning(
-                    "DreamTuner: a prompt says '%s', which ComfyUI does not read as this subject; write "
-                    "'embedding:%s' with a space before and after it",
-                    mention,
-                    tuned.subject.name,
-                )
-            return io.NodeOutput(*tuned, tuned.subject.phrase)
+        config = TuningConfig(steps=steps, seed=seed, **options)
+        node_id = cls.hidden.unique_id
+        tuned = tune_subject(model, clip, vae, subject, class_word, name, config, node_id)
+        for mention in misread_mentions(tuned.subject.name, strings_of(cls.hidden.prompt)):
+            log.warning(
+                "DreamTuner: a prompt says '%s', which ComfyUI does not read as this subject; write "
+                "'embedding:%s' with a space before and after it",
+                mention,
+                tuned.subject.name,
+            )
+        return io.NodeOutput(*tuned, tuned.subject.phrase)
 
 
 def _is_advanced(setting: Field) -> bool:

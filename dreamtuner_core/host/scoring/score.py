@@ -16,6 +16,7 @@ from ...scoring.gate import Gate
 from ...scoring.scores import Limits, Score, best_match, colour, cosine, faults, sharpness
 from ...subject import Subject, frame
 from ...texts import shown
+from ..metadata import note_on_node, note_with_pictures
 from ..subject.find import find_subject
 from .folder import FolderTower
 from .keys import as_subject, keys
@@ -184,7 +185,6 @@ def tell_figures(gate: Gate, of: Sequence[int], prompt: Any, node_id: str | None
     prompt: the graph as it was queued; extra_pnginfo: what the page sent along. Either may be None.
     """
     figures = gate.figures(of)
-    if isinstance(extra_pnginfo, dict):
-        extra_pnginfo.setdefault(METADATA, []).extend(figures)
-    if node_id in (prompt or {}):
-        prompt[node_id].setdefault("_meta", {})[METADATA] = figures
+    note_with_pictures(extra_pnginfo, METADATA, figures)
+    if isinstance(prompt, dict):
+        note_on_node(prompt.get(node_id), METADATA, figures)

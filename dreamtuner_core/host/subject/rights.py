@@ -12,6 +12,7 @@ from ...rights import OwnedSubject, Rights
 from ...subject import Subject
 from ...texts import checked_text
 from ..files import SUFFIX
+from ..metadata import note_on_node, note_with_pictures
 
 METADATA = "dreamtuner_subjects"  # key in a picture's metadata
 NO_RIGHTS = Rights()  # nothing is known of them
@@ -26,13 +27,10 @@ def tell_rights(subject: Subject, prompt: dict[str, Any] | None, extra_pnginfo: 
     if not isinstance(subject, OwnedSubject) or subject.rights == NO_RIGHTS:
         return
     told = {"subject": subject.name, **vars(subject.rights)}
-    if isinstance(extra_pnginfo, dict):
-        known = extra_pnginfo.get(METADATA)
-        known = known if isinstance(known, list) else []
-        extra_pnginfo[METADATA] = known if told in known else [*known, told]
+    note_with_pictures(extra_pnginfo, METADATA, [told])
     for node in prompt.values() if isinstance(prompt, dict) else ():
         if _is_source(node, subject):
-            node["_meta"] = (node["_meta"] if isinstance(node.get("_meta"), dict) else {}) | {METADATA: told}
+            note_on_node(node, METADATA, told)
 
 
 def _is_source(node: Any, subject: OwnedSubject) -> bool:
