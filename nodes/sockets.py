@@ -22,6 +22,8 @@ from ..dreamtuner_core.texts import shown
 from ..dreamtuner_core.tuned_subject import TunedSubject
 from .common import named_errors
 
+TYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int32, torch.int64, torch.bool}
+
 
 class Kind(NamedTuple):
     """what: in words. fits: whether a thing is of it."""
@@ -32,13 +34,23 @@ class Kind(NamedTuple):
 
 def _numbers(thing: Any, dimensions: int) -> bool:
     """Whether that is a plain tensor of numbers with so many dimensions or more."""
-    plain = isinstance(thing, Tensor) and thing.layout is torch.strided and not thing.is_quantized
-    return plain and thing.ndim >= dimensions and not thing.is_complex()
+    plain = isinstance(thing, Tensor) and thing.layout is torch.strided and thing.ndim >= dimensions
+    return plain and thing.dtype in TYPES
 
 
 def _texts(thing: Any) -> bool:
     pairs = isinstance(thing, (list, tuple)) and all(isinstance(one, (list, tuple)) and len(one) == 2 for one in thing)
     return pairs and all(_numbers(cross, 3) and cross.numel() and isinstance(more, dict) for cross, more in thing)
+
+
+def _latent(thing: Any) -> bool:
+    samples = thing.get("samples") if isinstance(thing, dict) else None
+    return _numbers(samples, 4) and samples.ndim == 4 and samples.numel() > 0
+
+
+def _plain_text(thing: Any) -> bool:
+    """Half a surrogate pair is no letter, and nothing can write it."""
+    return isinstance(thing, str) and not any("\ud800" <= letter <= "\udfff" for letter in thing)
 
 
 KINDS = {
@@ -48,9 +60,9 @@ KINDS = {
     "CLIP_VISION": Kind("an image tower (CLIP_VISION)", lambda thing: hasattr(thing, "model")),
     "IMAGE": Kind("pictures (IMAGE)", lambda thing: _numbers(thing, 0)),
     "MASK": Kind("a mask of rows and columns (MASK)", lambda thing: _numbers(thing, 2)),
-    "LATENT": Kind("a latent", lambda thing: isinstance(thing, dict) and _numbers(thing.get("samples"), 4)),
+    "LATENT": Kind("a latent", _latent),
     "CONDITIONING": Kind("an encoded text (CONDITIONING)", _texts),
-    "STRING": Kind("a text", lambda thing: isinstance(thing, str)),
+    "STRING": Kind("a text", _plain_text),
     "COMBO": Kind("one of its choices", lambda thing: isinstance(thing, str)),
     "DREAMTUNER_SUBJECT": Kind(
         "what Encode Subject Image or Load Subject gives", lambda thing: isinstance(thing, Subject)
@@ -87,7 +99,7 @@ def _check(schema: io.Schema, given: Mapping[str, Any]) -> None:
     """Raise ValueError, in one sentence, for an input of another kind than the schema says."""
     for one in schema.inputs:
         thing, kind = given.get(one.id), KINDS.get(str(one.io_type))
-        if one.id not in given or (thing is None and one.optional):
+        if one.id not in given or (thing is None and one.optional and not hasattr(one, "default")):  # no widget
             continue
         if isinstance(one, (io.Int.Input, io.Float.Input)):
             check_number(one.id, thing, one.min, one.max, whole=isinstance(one, io.Int.Input))
@@ -99,5 +111,7 @@ def _said(thing: Any) -> str:
     if thing is None:
         return "nothing"
     if isinstance(thing, Tensor):
-        return f"a tensor of shape {shown(tuple(thing.shape))}"
+        return f"a {thing.dtype} tensor of shape {shown(tuple(thing.shape))}".replace("torch.", "")
+    if isinstance(thing, str):
+        return f"'{shown(thing, 40)}'"
     return f"a {shown(type(thing).__name__)}"

@@ -106,18 +106,21 @@ def check_fit(model: ModelPatcher, subject: Subject) -> None:
             f"the subject's latent has {channels} channels, but this model works on {expected}; encode the "
             "subject with the VAE of this model's own checkpoint."
         )
-    if subject.caption is None:
-        return
-    width, expected = subject.caption[0][0].shape[-1], context_size(model)
-    if width != expected:
-        raise ValueError(
-            f"the subject's caption has {width} features a token, but this model reads {expected}; encode the caption "
-            "with the CLIP of this model's own checkpoint."
-        )
-    if model.model.adm_channels and subject.caption[0][1].get("pooled_output") is None:
-        raise ValueError(
-            "the subject's caption carries no pooled text, which this model needs; encode it with this model's CLIP."
-        )
+    if subject.caption is not None:
+        check_text(model, "the subject's caption", subject.caption)
+
+
+def check_text(model: ModelPatcher, what: str, conditioning: list) -> None:
+    """Raise ValueError, in one sentence, for a text that another model's CLIP encoded."""
+    expected = context_size(model)
+    for cross, more in conditioning:
+        if cross.shape[-1] != expected:
+            raise ValueError(
+                f"{what} has {cross.shape[-1]} features a token, but this model reads {expected}; encode it with the "
+                "CLIP of this model's own checkpoint."
+            )
+        if model.model.adm_channels and not isinstance(more.get("pooled_output"), Tensor):
+            raise ValueError(f"{what} carries no pooled text, which this model needs; encode it with its own CLIP.")
 
 
 def _checked_region(region: Tensor) -> Tensor:

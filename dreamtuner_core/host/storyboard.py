@@ -24,7 +24,7 @@ from ..picture.sheet import Cell, as_image, as_tensor, contact_sheet
 from ..ranges import check_choice, check_number
 from ..storyboard import Line, StoryboardConfig, previous_of
 from ..subject import Subject
-from .apply import apply_subject
+from .apply import apply_subject, check_text
 from .fingerprint import Fingerprint
 from .progress import say
 from .subject.encode import encode_subject
@@ -83,13 +83,14 @@ class Storyboard:
     def draw(self, node_id: str | None = None) -> tuple[Tensor, Tensor]:
         """The pictures [lines, H, W, 3] in 0..1, and a sheet of them [1, H', W', 3]. Lines drawn before are kept.
 
-        Raises ValueError, in one sentence, for a model that cannot read the subjects, a batch of latents, or a sampler
-        that the host does not know.
+        Raises ValueError, in one sentence, for a model that cannot read the subjects or negative, several latents, or a
+        sampler that the host does not know.
         """
         check_choice("sampler_name", self.config.sampler_name, comfy.samplers.SAMPLER_NAMES)
         check_choice("scheduler", self.config.scheduler, comfy.samplers.SCHEDULER_NAMES)
         if (batch := self.latent["samples"].shape[0]) != 1:
             raise ValueError(f"expected one latent, but got a batch of {batch}; each line is one picture.")
+        check_text(self.model, "negative", self.negative)
         tell_rights_of_run(self.subjects)  # of a line that is kept as well
         kept, progress = _kept.setdefault(self.model, KeptLatents()), Progress(self, node_id)
         keys: list[tuple] = []

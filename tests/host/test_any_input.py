@@ -22,7 +22,7 @@ from dreamtuner_pack.nodes.subject_encoder import ApplySubjectEncoder, LoadSubje
 from dreamtuner_pack.nodes.subject_tuning import SubjectTuning
 from families import text
 from graph import hard_mask, subject
-from images import encode, mask, picture, vae
+from images import ball, disc, encode, mask, picture, vae
 from plain_encoder import FILES, file_name
 from tuning_world import ENCODERS, World, folders
 
@@ -91,7 +91,7 @@ class Fit:
         return {
             LoadSubjectEncoder: {"subject_encoder": self.encoder.name, "clip_vision": None},
             EncodeSubjectImage: {"image": picture(), "vae": vae(), "mask": mask(), "resolution": 64},
-            FindSubject: {"image": picture(), "threshold": 0.1, "grow": 0, "keep": "all"},
+            FindSubject: {"image": ball(disc()), "threshold": 0.1, "grow": 0, "keep": "all"},
             ApplySubjectEncoder: {"model": world.model, "subject": self.seen, "strength": 0.2, **when},
             ApplySelfSubjectAttention: {"model": world.model, "subject": one, "reference_weight": 3.0, **when},
             ReferenceGuidance: {
@@ -104,7 +104,7 @@ class Fit:
             SaveSubject: {"subject": self.seen, "name": "pot", "tuned_subject": self.tuned},
             LoadSubject: {"file": "pot.safetensors", "subject_encoder": self.encoder},
             ScorePictures: {
-                "images": torch.rand(1, 64, 64, 3), "subject": one, "model": world.model, "vae": world.vae
+                "images": ball(disc()), "subject": one, "model": world.model, "vae": world.vae
             },
             CombineSubjects: {"subject_1": one, "subject_2": other},
             DrawStoryboard: {

@@ -13,7 +13,7 @@ from dreamtuner_pack.dreamtuner_core.rights import Rights
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.saved_subject import LoadSubject
 from dreamtuner_pack.nodes.subject import EncodeSubjectImage
-from test_encode import RESOLUTION, encode, picture, vae
+from images import RESOLUTION, encode, picture, vae
 from tuning_world import folders
 
 GIVEN = {"owner": " Ada ", "allowed_uses": "poster", "until": "2030-01-01"}

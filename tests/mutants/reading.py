@@ -8,6 +8,7 @@ CORE, SAMPLING = "dreamtuner_core", "dreamtuner_core/host/sampling"
 ATTENTION, GUIDANCE, BANK = (f"{CORE}/{name}.py" for name in ("attention", "guidance", "bank"))
 OF_ATTENTION, OF_GUIDANCE, OF_BANK = (f"tests/unit/test_{name}.py" for name in ("attention", "guidance", "bank"))
 PATCH, REGIONS, ROWS = f"{SAMPLING}/patch.py", f"{SAMPLING}/regions.py", f"{CORE}/host/rows.py"
+MEMORY, OF_KEPT = "dreamtuner_core/host/subject/memory.py", "tests/host/test_kept_features.py"
 MATH, NO_TRACE, STACKING = (f"tests/host/test_{name}.py" for name in ("sampling_math", "no_trace", "stacking"))
 OF_ROWS, PACKS, COMBINED = (f"tests/host/test_{name}.py" for name in ("rows", "other_packs", "combine_subjects"))
 
@@ -37,15 +38,29 @@ MUTANTS = [
     Mutant("between two levels: the lower", GUIDANCE, "(shifted - below) * (high - low)", "0", OF_GUIDANCE),
     Mutant("position between two levels: the lower", GUIDANCE, "(math.log(sigma) - low) / (high - low)", "0",
            OF_GUIDANCE),
-    Mutant("what the last run used makes room", BANK, ">= self._run - 1", ">= self._run", OF_BANK),
+    Mutant("what the last run used makes room", BANK, "since = self._run - 1 if unused", "since = self._run if unused",
+           OF_BANK),
+    Mutant("what runs did not use stays for ever", BANK, "if entry.last_run < self._run - KEPT_RUNS]", "if False]",
+           OF_BANK),
     Mutant("what is read is not used", BANK, "entry.last_run = self._run", "pass", OF_BANK),
-    Mutant("the newest makes room first", BANK, "key=lambda k: self._entries[k].last_run",
-           "key=lambda k: -self._entries[k].last_run", OF_BANK),
-    Mutant("what is replaced still counts", BANK, "self._entries.pop(key, None)", "pass", OF_BANK),
-    Mutant("more is kept than allowed", BANK, "if self.nbytes() + needed > self.limit:", "if False:", OF_BANK),
+    Mutant("the newest makes room first", BANK, "key=lambda place: place[2].last_run",
+           "key=lambda place: -place[2].last_run", OF_BANK),
+    Mutant("latents of equal values are one", BANK, "] = WeakTensorKeyDictionary()", "] = {}", OF_BANK),
     Mutant("kept on one device, given on the other", BANK, "if entry.device == device:", "if True:", OF_BANK),
-    Mutant("moved, and counted where it was", BANK, "entry.device = target", "pass", OF_BANK),
-    Mutant("more is moved than asked", BANK, "if freed >= amount:", "if False:", OF_BANK),
+    Mutant("moved, and counted where it was", BANK, "        self.device = device\n", "", OF_BANK),
+    Mutant("more is moved than asked", BANK, "if source != target else ():\n            if freed >= amount:",
+           "if source != target else ():\n            if False:", OF_BANK),
+    Mutant("more is dropped than asked", BANK, "unused=True):\n            if freed >= amount:",
+           "unused=True):\n            if False:", OF_BANK),
+    Mutant("what is used moves for others", BANK, "self._oldest(source, unused)", "self._oldest(source, False)",
+           OF_BANK),
+    Mutant("more is kept than there is room for", MEMORY, "return over <= 0", "return True", OF_KEPT),
+    Mutant("a share of all memory, and not of what is free", MEMORY, " - reserve)", ")", OF_KEPT),
+    Mutant("features outlive an unload", MEMORY, "self.model.clear()", "pass", OF_KEPT),
+    Mutant("the host is not told of features", MEMORY, "comfy.model_management.load_models_gpu([self])", "pass",
+           OF_KEPT),
+    Mutant("of other models nothing makes room", MEMORY,
+           "isinstance(model, KeptFeatures) and model is not self", "False", OF_KEPT),
     Mutant("m_r's soft values count as 1", PATCH, "weight * mask", "weight * mask.ceil()", MATH),
     Mutant("every part of the U-Net reads", PATCH, "layer.block in self.subjects[read.subject].blocks", "True",
            NO_TRACE),

@@ -6,9 +6,11 @@ from .mutant import Mutant
 
 HOST, SAMPLING = "dreamtuner_core/host", "dreamtuner_core/host/sampling"
 RUN, GUIDED, REFERENCE = (f"{SAMPLING}/{name}.py" for name in ("run", "guided", "reference"))
-MATH, NO_TRACE, STACKING, PACKS, NEGATIVE, ENCODER = (
+MATH, NO_TRACE, KEPT, STACKING, PACKS, NEGATIVE, ENCODER = (
     f"tests/host/test_{name}.py"
-    for name in ("sampling_math", "no_trace", "stacking", "other_packs", "negative_weight", "subject_encoder")
+    for name in (
+        "sampling_math", "no_trace", "kept_features", "stacking", "other_packs", "negative_weight", "subject_encoder"
+    )
 )
 
 MUTANTS = [
@@ -35,7 +37,7 @@ MUTANTS = [
     Mutant("guidance in steps without a subject", RUN, ' and self.active(float(call["timestep"].max())):', ":", MATH),
     Mutant("the reference's level is the picture's", RUN, "level = shift_sigma(sigma, shift, self.sigmas)",
            "level = sigma", MATH),
-    Mutant("a run is not counted", RUN, "bank.begin_run()", "pass", NO_TRACE),
+    Mutant("a run is not counted", RUN, "self.kept.begin_run()", "pass", KEPT),
     Mutant("silence is not told", RUN, "warn(NEVER_READ)", "pass", PACKS),
     Mutant("silence is told where all is well", RUN, "and not self.seen", "", PACKS),
     Mutant("several GPUs are let through", RUN, 'get_additional_models_with_key("multigpu")',
@@ -48,9 +50,10 @@ MUTANTS = [
            "{KEY: wrappers[WrappersMP.APPLY_MODEL][KEY], **others}",
            "{**others, KEY: wrappers[WrappersMP.APPLY_MODEL][KEY]}",
            PACKS),
-    Mutant("kept features are not asked for", RUN, "self.newest.get((i, key)) or subject.bank.get(key, device)",
+    Mutant("kept features are not asked for", RUN,
+           "self.newest.get((i, key)) or self.kept.model.get(subject.latent, key, device)",
            "self.newest.get((i, key))", NO_TRACE),
-    Mutant("features are not kept", RUN, "if subject.keeper is not None:", "if False:", NO_TRACE),
+    Mutant("features are not kept", RUN, "self.kept.keep(subject.latent, key, found, self.reserve)", "pass", NO_TRACE),
     Mutant("Eq. 4's sides swapped", GUIDED, "step.without,\n        step.with_reference,",
            "step.with_reference,\n        step.without,", MATH),
     Mutant("lambda with seed 0", GUIDED, 'call.get("seed") or 0', "0", MATH),
@@ -79,11 +82,9 @@ MUTANTS = [
     Mutant("key without a LoRA's strength under a hook", REFERENCE, "return strength, _Same(weights)",
            "return 0, _Same(weights)", STACKING),
     Mutant("key without the weights", REFERENCE, "        _weights(patcher),\n", "        (),\n", NO_TRACE),
-    Mutant("key without the mask", REFERENCE, "(subject.latent, subject.mask, subject.caption)",
-           "(subject.latent, subject.caption)", NO_TRACE),
-    Mutant("key without the caption", REFERENCE, "(subject.latent, subject.mask, subject.caption)",
-           "(subject.latent, subject.mask)", NO_TRACE),
-    Mutant("key without the noise seed", REFERENCE, "            subject.noise_seed,\n", "", NO_TRACE),
+    Mutant("key without the mask", REFERENCE, "            _Same(subject.mask),\n", "", KEPT),
+    Mutant("key without the caption", REFERENCE, "            _Same(subject.caption),\n", "", KEPT),
+    Mutant("key without the noise seed", REFERENCE, "            subject.noise_seed,\n", "", KEPT),
     Mutant("key without the picture's size", REFERENCE, "            subject.picture.shape,  # SDXL reads it\n", "",
            NO_TRACE),
     Mutant("key without the encoder's strength", REFERENCE, "(_Same(encoding), strength) for", "(_Same(encoding),) for",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ FIT: dict[str, Any] = {"picture": tensor(1, 16, 16, 3), "mask": None, "latent": 
         ({"latent": tensor(1, 4, 3, 2)}, "must go together"),
         ({"picture": tensor(1, 16, 16, 3, fill=2.0)}, "not in 0..1"),
         ({"latent": tensor(*[1] * 3000)}, "must go together"),
+        ({"latent": tensor(1, 4, 2, 2, fill=float("nan"))}, "the values in 'latent' are no numbers"),
+        ({"caption": (tensor(1, 77, 8, fill=float("inf")), None)}, "the values in 'caption.cross' are no numbers"),
         ({"latent": tensor(1, 4, 2, 2, dtype=torch.float64)}, "type torch.float64"),
     ],
 )
@@ -117,3 +120,10 @@ def test_what_would_not_load_is_refused_when_it_is_saved(change: dict[str, Any],
     with pytest.raises(ValueError, match=sentence) as refusal:
         SavedSubject(**{**FIT, "noise_seed": 0, **change})
     assert len(str(refusal.value)) < 300
+
+
+def test_a_last_day_is_allowed_to_its_end() -> None:
+    rights, last = Rights(until="2030-12-31"), datetime.date(2030, 12, 31)
+    assert not rights.ended(last)
+    assert rights.ended(last + datetime.timedelta(days=1))
+    assert not Rights().ended(datetime.date.max)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from dreamtuner_core.files import write_whole
+from dreamtuner_core.files import (
+    ABANDONED,
+    LARGEST_HEADER,
+    LONGEST_JSON,
+    UNFINISHED,
+    metadata_of_file,
+    plain_json,
+    read_whole,
+    sweep,
+    write_all_whole,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
@@ -40,3 +54,45 @@ def test_others_may_read_it_as_any_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     write_whole(tmp_path / "a.safetensors", lambda unfinished: save_file({"a": torch.zeros(2)}, unfinished))
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_of_files_that_belong_together_none_is_new_before_all_are(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text("before")
+
+    def fail(unfinished: Path) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError):
+        write_all_whole({tmp_path / "a": lambda unfinished: unfinished.write_text("after"), tmp_path / "b": fail})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "before", "b": "before"}
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    left, under_way, others = (tmp_path / f".{name}{UNFINISHED}" for name in ("a.bin.1", "a.bin.2", "b.bin.1"))
+    for path in (left, under_way, others):
+        path.touch()
+    for path in (left, others):
+        os.utime(path, (0, time.time() - ABANDONED - 1))
+    write_whole(tmp_path / "a.bin", lambda unfinished: unfinished.write_bytes(b""))
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.bin", under_way, others}
+    sweep(tmp_path / "a.bin")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.bin", others}
+
+
+@pytest.mark.parametrize(("spaces", "fits"), [(0, True), (LARGEST_HEADER, False)])
+def test_a_header_is_read_within_bounds(tmp_path: Path, spaces: int, fits: bool) -> None:
+    """safetensors itself reads one of up to 100 MB."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"__metadata__":{"b":"c"}}' + b" " * spaces
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert load_file(path)["a"] == 0
+    assert metadata_of_file(path) == ({"b": "c"} if fits else {})
+    with nullcontext() if fits else pytest.raises(ValueError, match="is no whole safetensors file"):
+        assert read_whole(path)[1] == {"b": "c"}
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, f'"{"x" * LONGEST_JSON}"', "[1,", "", None])
+def test_json_of_a_stranger_is_read_within_bounds(text: str | None) -> None:
+    assert plain_json(text) is None
+    assert plain_json('{"a": [1]}') == {"a": [1]}
