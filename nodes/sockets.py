@@ -1,6 +1,6 @@
-"""What may come in through a node's inputs, by its own schema: another pack may link anything, as may a saved graph.
+"""What may come in through a node's sockets, by its own schema: another pack may give anything under their names.
 
-Choices are checked where they are known.
+Numbers, choices and texts are checked where their limits are known (dreamtuner_core/ranges.py, texts.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamtuner_core.host.encoder.load import LoadedEncoder
-from ..dreamtuner_core.ranges import check_number
 from ..dreamtuner_core.subject import Subject
 from ..dreamtuner_core.texts import shown
 from ..dreamtuner_core.tuned_subject import TunedSubject
@@ -44,13 +43,8 @@ def _texts(thing: Any) -> bool:
 
 
 def _latent(thing: Any) -> bool:
-    samples = thing.get("samples") if isinstance(thing, dict) else None
+    samples: Any = thing.get("samples") if isinstance(thing, dict) else None
     return _numbers(samples, 4) and samples.ndim == 4 and samples.numel() > 0
-
-
-def _plain_text(thing: Any) -> bool:
-    """Half a surrogate pair is no letter, and nothing can write it."""
-    return isinstance(thing, str) and not any("\ud800" <= letter <= "\udfff" for letter in thing)
 
 
 KINDS = {
@@ -62,8 +56,6 @@ KINDS = {
     "MASK": Kind("a mask of rows and columns (MASK)", lambda thing: _numbers(thing, 2)),
     "LATENT": Kind("a latent", _latent),
     "CONDITIONING": Kind("an encoded text (CONDITIONING)", _texts),
-    "STRING": Kind("a text", _plain_text),
-    "COMBO": Kind("one of its choices", lambda thing: isinstance(thing, str)),
     "DREAMTUNER_SUBJECT": Kind(
         "what Encode Subject Image or Load Subject gives", lambda thing: isinstance(thing, Subject)
     ),
@@ -99,11 +91,7 @@ def _check(schema: io.Schema, given: Mapping[str, Any]) -> None:
     """Raise ValueError, in one sentence, for an input of another kind than the schema says."""
     for one in schema.inputs:
         thing, kind = given.get(one.id), KINDS.get(str(one.io_type))
-        if one.id not in given or (thing is None and one.optional and not hasattr(one, "default")):  # no widget
-            continue
-        if isinstance(one, (io.Int.Input, io.Float.Input)):
-            check_number(one.id, thing, one.min, one.max, whole=isinstance(one, io.Int.Input))
-        elif kind is not None and not kind.fits(thing):
+        if kind is not None and not kind.fits(thing) and not (thing is None and one.optional):
             raise ValueError(f"expected {kind.what} on {one.id}, but got {_said(thing)}; link what gives one.")
 
 

@@ -125,8 +125,6 @@ def check_text(model: ModelPatcher, what: str, conditioning: list) -> None:
 
 def _checked_region(region: Tensor) -> Tensor:
     """A region MASK as [1 or B, H, W] in 0..1. Raises ValueError if it is empty."""
-    if region.ndim < 2:
-        raise ValueError(f"expected a region of rows and columns, but got a tensor of shape {tuple(region.shape)}.")
     region = region.float().reshape(region.shape[:-2].numel(), *region.shape[-2:])
     if not torch.isfinite(region).all():
         raise ValueError("the region mask has values that are no numbers (NaN or infinity); mend the node before it.")

@@ -1,4 +1,4 @@
-"""Whatever is linked to any input of any node: it is taken, or refused in one sentence in the node's name."""
+"""Whatever is linked to any socket of any node: it is taken, or refused in one sentence in the node's name."""
 
 from __future__ import annotations
 
@@ -147,8 +147,9 @@ def test_is_taken_or_refused_in_one_sentence(node: type[io.ComfyNode], fit: Fit)
     found = {
         (one.id, what): outcome(node, good | {one.id: thing})
         for one in node.define_schema().inputs
+        if not hasattr(one, "default")  # a widget: test_linked_values
         for what, thing in THINGS.items()
     }
     plain = {k: said for k, said in found.items() if said.startswith(f"{name}: ") and said.isprintable()}
     assert not {k: said for k, said in found.items() if said and (k not in plain or len(said) > 400)}
-    assert len(plain) > len(found) / 2  # most of these things fit no input
+    assert len(plain) >= len(found) / 2  # most of these things fit no socket

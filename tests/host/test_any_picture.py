@@ -195,8 +195,8 @@ REFUSED = {
     "a seed too large": ({"noise_seed": 2**64}, "noise_seed must be between 0 and"),
     "a seed of another kind": ({"noise_seed": 1.5}, "noise_seed must be a whole number"),
     "an unknown choice": ({"light": "bright"}, "light must be one of as it is, auto, but is 'bright'"),
-    "a mask that is a number": ({"mask": torch.tensor(1.0)}, r"rows and columns, but got a tensor of shape \(\)"),
-    "a mask that is a row": ({"mask": torch.ones(48)}, r"rows and columns, but got a tensor of shape \(48,\)"),
+    "a mask that is a number": ({"mask": torch.tensor(1.0)}, r"rows and columns .* a float32 tensor of shape \(\)"),
+    "a mask that is a row": ({"mask": torch.ones(48)}, r"rows and columns .* a float32 tensor of shape \(48,\)"),
     "a painted mask that is empty": ({"mask": torch.zeros(1, 48, 40)}, "the mask is empty"),
 }
 

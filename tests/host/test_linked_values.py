@@ -11,12 +11,13 @@ from typing import Any
 import dreamtuner_pack
 import pytest
 import torch
+from coarse import coarse_subject
 from dreamtuner_pack.nodes.subject_tuning import SubjectTuning
 from families import text
 from graph import shared_model, subject
-from test_encode import picture, vae
-from test_subject_encoder import coarse_subject, folder  # noqa: F401  (its files)
+from images import picture, vae
 
+pytestmark = pytest.mark.usefixtures("encoder_files")
 NODES = asyncio.run(asyncio.run(dreamtuner_pack.comfy_entrypoint()).get_node_list())
 SCHEMAS = {node: node.define_schema() for node in NODES}
 OF_KIND: dict[str, list[Any]] = {

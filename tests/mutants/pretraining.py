@@ -19,8 +19,6 @@ MUTANTS = [
     Mutant("gradients are not cut", LOOP, "self.parameters.values(), LARGEST_GRADIENT)",
            "self.parameters.values(), 1e9)", RUNS),
     Mutant("the rate stays at its first", LOOP, "self.config.rate(self.step)", "self.config.rate(0)", RUNS),
-    Mutant("moments of a checkpoint are not taken up", LOOP, "moments = {key: state[", "moments = {} and {key: state[",
-           RUNS),
     Mutant("places in the stream are not taken up", LOOP, 'state["places"].clone(), None', "self.places, None", RUNS),
     Mutant("a dropped row keeps its subject", OBJECTIVE, "float(d.keeps_subject)", "1.0", RUNS),
     Mutant("a dropped row keeps its text", OBJECTIVE, 'caption if d.keeps_text else ""', "caption", RUNS),
@@ -65,6 +63,6 @@ MUTANTS = [
            SUBJECT_FILE),
     Mutant("NaN in a subject", f"{CORE}/saved_subject.py", "if not torch.isfinite(x).all()), None)", "if False), None)",
            SUBJECT_FILE),
-    Mutant("a last day is past on that day", f"{CORE}/saved_subject.py", "today > datetime", "today >= datetime",
+    Mutant("a last day is past on that day", f"{CORE}/rights.py", "today > datetime", "today >= datetime",
            "tests/unit/test_subject_file.py"),
 ]  # fmt: skip

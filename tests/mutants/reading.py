@@ -9,6 +9,7 @@ ATTENTION, GUIDANCE, BANK = (f"{CORE}/{name}.py" for name in ("attention", "guid
 OF_ATTENTION, OF_GUIDANCE, OF_BANK = (f"tests/unit/test_{name}.py" for name in ("attention", "guidance", "bank"))
 PATCH, REGIONS, ROWS = f"{SAMPLING}/patch.py", f"{SAMPLING}/regions.py", f"{CORE}/host/rows.py"
 MEMORY, OF_KEPT = "dreamtuner_core/host/subject/memory.py", "tests/host/test_kept_features.py"
+OF_SETTINGS = "tests/host/test_settings.py"
 MATH, NO_TRACE, STACKING = (f"tests/host/test_{name}.py" for name in ("sampling_math", "no_trace", "stacking"))
 OF_ROWS, PACKS, COMBINED = (f"tests/host/test_{name}.py" for name in ("rows", "other_packs", "combine_subjects"))
 
@@ -63,7 +64,7 @@ MUTANTS = [
            "isinstance(model, KeptFeatures) and model is not self", "False", OF_KEPT),
     Mutant("m_r's soft values count as 1", PATCH, "weight * mask", "weight * mask.ceil()", MATH),
     Mutant("every part of the U-Net reads", PATCH, "layer.block in self.subjects[read.subject].blocks", "True",
-           NO_TRACE),
+           OF_SETTINGS),
     Mutant("log m of other regions", PATCH, "key = (reading, regions, tokens", "key = (reading, tokens", MATH),
     Mutant("log m of other weights", PATCH, "key = (reading, regions, tokens",
            "key = (tuple(r[:2] for r in reading), regions, tokens", MATH),
@@ -89,7 +90,7 @@ MUTANTS = [
            OF_ROWS),
     Mutant("a part named by its caller is not looked at", ROWS, "and torch.equal(whole[named], x)", "", OF_ROWS),
     Mutant("weight at the end from the first step", "dreamtuner_core/host/settings.py",
-           "min(max((percent - self.start)", "min(max((1 - self.start)", NO_TRACE),
+           "min(max((percent - self.start)", "min(max((1 - self.start)", OF_SETTINGS),
     Mutant("each of several pictures with the whole weight", "dreamtuner_core/host/settings.py",
            "weight=self.weight / len(pictures)", "weight=self.weight", COMBINED),
     Mutant("a reference of odd sides, on another grid", "dreamtuner_core/subject.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .mutant import Mutant
 
 HOST, SAMPLING = "dreamtuner_core/host", "dreamtuner_core/host/sampling"
+SETTINGS, OF_SETTINGS = "dreamtuner_core/host/settings.py", "tests/host/test_settings.py"
 RUN, GUIDED, REFERENCE = (f"{SAMPLING}/{name}.py" for name in ("run", "guided", "reference"))
 MATH, NO_TRACE, KEPT, STACKING, PACKS, NEGATIVE, ENCODER = (
     f"tests/host/test_{name}.py"
@@ -14,26 +15,21 @@ MATH, NO_TRACE, KEPT, STACKING, PACKS, NEGATIVE, ENCODER = (
 )
 
 MUTANTS = [
-    Mutant("a subject is read to the end", RUN, "for percent in (a.start, a.end)", "for percent in (a.start, 1.0)",
+    Mutant("a subject is read to the end", SETTINGS, "(applied.start, applied.end)", "(applied.start, 1.0)", MATH),
+    Mutant("a subject is read from the beginning", SETTINGS, "(applied.start, applied.end)", "(0.0, applied.end)",
            MATH),
-    Mutant("a subject is read from the beginning", RUN, "for percent in (a.start, a.end)",
-           "for percent in (0.0, a.end)", MATH),
-    Mutant("the range ends before its last step", RUN, "enumerate(self.ranges) if last <= sigma",
-           "enumerate(self.ranges) if last < sigma", NO_TRACE),
-    Mutant("the range begins after its first step", RUN, "if last <= sigma <= first]\n\n    def active_encoders",
-           "if last <= sigma < first]\n\n    def active_encoders", NO_TRACE),
-    Mutant("an encoder's range ends before its last step", RUN, "self.encoder_ranges) if last <= sigma",
-           "self.encoder_ranges) if last < sigma", ENCODER),
+    Mutant("the range ends before its last step", SETTINGS, "self.last <= sigma", "self.last < sigma", OF_SETTINGS),
+    Mutant("the range begins after its first step", SETTINGS, "sigma <= self.first", "sigma < self.first", OF_SETTINGS),
     Mutant("the guider's options are not given back", RUN, "guider.model_options = options\n", "pass\n", NO_TRACE),
     Mutant("weight 0 is a subject", RUN, "if a.weight > 0 or a.end_weight)", ")", NO_TRACE),
-    Mutant("weight 0 at the start is no subject", RUN, "a.weight > 0 or a.end_weight", "a.weight > 0", NO_TRACE),
+    Mutant("weight 0 at the start is no subject", RUN, "a.weight > 0 or a.end_weight", "a.weight > 0", OF_SETTINGS),
     Mutant("dt on both sides", RUN, "-guidance.dt if wanted else guidance.dt_uncond", "-guidance.dt", MATH),
     Mutant("dt and dt' swapped", RUN, "-guidance.dt if wanted else guidance.dt_uncond",
            "-guidance.dt_uncond if wanted else guidance.dt", MATH),
     Mutant("Eq. 4's unwanted side reads", RUN, "return ()  # Eq. 4", "pass  # Eq. 4", MATH),
     Mutant("the negative weight on both sides", RUN, "(1.0 if wanted else applied.negative_weight)",
            "applied.negative_weight", NEGATIVE),
-    Mutant("the share of sampling backwards", RUN, "percent = 1 - position(", "percent = position(", NO_TRACE),
+    Mutant("the share of sampling backwards", RUN, "percent = 1 - position(", "percent = position(", OF_SETTINGS),
     Mutant("guidance in steps without a subject", RUN, ' and self.active(float(call["timestep"].max())):', ":", MATH),
     Mutant("the reference's level is the picture's", RUN, "level = shift_sigma(sigma, shift, self.sigmas)",
            "level = sigma", MATH),
@@ -104,8 +100,8 @@ MUTANTS = [
            "e.layers[layer](out, subject, attention)", ENCODER),
     Mutant("two settings, one fingerprint", f"{HOST}/fingerprint.py",
            "fingerprint.add(applied.negative_weight, applied.end_weight, applied.blocks)", "pass",
-           "tests/host/test_tuning_numbers.py"),
+           OF_SETTINGS),
     Mutant("a mask does not tell subjects apart", f"{HOST}/fingerprint.py",
            'fingerprint.add("no mask" if subject.mask is None else subject.mask)', "pass",
-           "tests/host/test_tuning_numbers.py"),
+           OF_SETTINGS),
 ]  # fmt: skip

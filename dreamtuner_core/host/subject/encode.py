@@ -136,8 +136,6 @@ def _checked_image(image: Tensor) -> Tensor:
 
 
 def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
-    if mask.ndim < 2:
-        raise ValueError(f"expected a mask of rows and columns, but got a tensor of shape {tuple(mask.shape)}.")
     mask = mask.reshape(mask.shape[:-2].numel(), *mask.shape[-2:]).float().cpu()
     height, width = image.shape[1:3]
     if mask.shape[0] != 1:
