@@ -15,7 +15,7 @@ import torch
 from dreamtuner_pack.dreamtuner_core.host.scoring.folder import FolderTower, tower_folders
 from dreamtuner_pack.nodes.score_pictures import NO_FOLDER, ScorePictures
 from families import draw_weights
-from test_score_pictures import base, case, figures, score
+from scoring_world import base, case, figures, score
 
 CLIP, DINO = "tiny_clip", "tiny_dino"
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
