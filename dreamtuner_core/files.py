@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 UNFINISHED = ".unfinished"
 ABANDONED = 3600  # seconds without a write, after which an unfinished file has no writer any more
@@ -80,6 +81,21 @@ def read_whole(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
         raise
     except Exception as error:  # whatever reading a stranger's bytes raises
         raise ValueError("is no whole safetensors file") from error
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a network, which may lie on "meta", these weights in fp32, on the CPU, frozen and in inference mode.
+
+    Raises ValueError, in a few words, unless they are all the network's, of its shapes, and numbers.
+    """
+    expected = network.state_dict()
+    if {name: x.shape for name, x in weights.items()} != {name: x.shape for name, x in expected.items()}:
+        raise ValueError("holds other weights than this network has")
+    floats = {name: x.float() for name, x in weights.items() if not x.is_complex()}
+    if len(floats) < len(weights) or not all(bool(torch.isfinite(x).all()) for x in floats.values()):
+        raise ValueError("holds weights that are no numbers")
+    network.load_state_dict(floats, assign=True)
+    network.eval().requires_grad_(False)
 
 
 def metadata_of_file(path: str | os.PathLike[str]) -> dict[str, str]:

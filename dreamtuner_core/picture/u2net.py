@@ -6,10 +6,13 @@ folded into the convolutions. Submodules stand in the order in which they run, a
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..files import load_weights, read_whole
 from .framing import resized
 
 WIDTH = 64  # channels between stages
@@ -111,3 +114,14 @@ def half(x: Tensor) -> Tensor:
 def like(x: Tensor, other: Tensor) -> Tensor:
     """Resize x [B, C, h, w] to the height and width of the other."""
     return F.interpolate(x, other.shape[2:], mode="bilinear", align_corners=False)
+
+
+def read_network(path: Path) -> U2NetP:
+    """The network with the weights in that file. Raises ValueError, in one sentence, for any other file."""
+    with torch.device("meta"):
+        network = U2NetP()
+    try:
+        load_weights(network, read_whole(path)[0])
+    except ValueError as error:
+        raise ValueError(f"'{path.name}' {error}; it comes with the pack: install DreamTuner again.") from error
+    return network

@@ -6,11 +6,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save_file
 
 from ..encoder.tower import ImageTower, TowerConfig
-from ..files import write_whole
+from ..files import load_weights, plain_json, read_whole, write_whole
+from ..texts import shown
 
 
 def save_tower(path: Path, tower: ImageTower) -> None:
@@ -23,9 +24,10 @@ def save_tower(path: Path, tower: ImageTower) -> None:
 def read_tower(path: str | Path) -> ImageTower:
     """The tower in that file, frozen, in fp32. Raises ValueError, in one sentence, for any other file."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tower = ImageTower(TowerConfig(**json.loads((file.metadata() or {})["tower"])))
-            tower.load_state_dict({key: file.get_tensor(key) for key in list(file.keys())})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is no image tower ({' '.join(str(error).split())[:200]}).") from error
-    return tower.float().eval().requires_grad_(False)
+        weights, metadata = read_whole(path)
+        with torch.device("meta"):
+            tower = ImageTower(TowerConfig(**plain_json(metadata.get("tower"))))
+        load_weights(tower, weights)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no image tower ({shown(error, 200)}).") from error
+    return tower

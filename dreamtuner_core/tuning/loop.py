@@ -112,14 +112,14 @@ class Tuning:
 
     def _is_own(self, state: Mapping[str, Tensor]) -> bool:
         """Whether the state is complete and matches these parameters in names, shapes and types."""
+        losses = state.get("losses")
         wanted = {f"parameter.{name}": p for name, p in self.parameters.items()}
         moments = {
             f"optimizer.{name}.{key}": torch.zeros(()) if key == "step" else p
             for name, p in self.parameters.items()
             for key in MOMENTS
-            if len(state.get("losses", ()))
+            if losses is not None and losses.numel()
         }
-        losses = state.get("losses")
         return (
             losses is not None
             and losses.ndim == 1

@@ -9,12 +9,11 @@ import comfy.model_management
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...picture.find_subject import THRESHOLD, as_mask
 from ...picture.preview import panels
-from ...picture.u2net import U2NetP, normalised
+from ...picture.u2net import normalised, read_network
 from ...ranges import check_choice, check_number
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "u2netp.safetensors"
@@ -27,10 +26,8 @@ MEMORY = 300 * 2**20  # bytes for one image, without the weights
 
 def load_network() -> ModelPatcher:
     """The shipped network, on the devices that the host chooses. It has 2.3 MB, so it is not cached."""
-    network = U2NetP().eval()
-    network.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()})
     management = comfy.model_management
-    return ModelPatcher(network, management.get_torch_device(), management.unet_offload_device())
+    return ModelPatcher(read_network(WEIGHTS), management.get_torch_device(), management.unet_offload_device())
 
 
 def find_subject(image: Tensor, threshold: float = THRESHOLD, grow: int = 0, keep: str = "all") -> Tensor:
