@@ -51,6 +51,7 @@ def good(node: type) -> dict[str, Any]:
         "MODEL": shared_model("sd1"),
         "IMAGE": picture(),
         "VAE": vae(),
+        "CLIP": SimpleNamespace(tokenize=str),
         "DREAMTUNER_SUBJECT": coarse_subject() if "Encoder" in node.__name__ else subject(),
         "CONDITIONING": text("sd1", 1),
     }

@@ -5,7 +5,6 @@ Nothing is downloaded, and no code of the folder is run.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from comfy.clip_vision import clip_preprocess
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...files import plain_json
 from ...texts import shown
 
 FOLDERS, CONFIG, PIXELS = "clip_vision", "config.json", "preprocessor_config.json"
@@ -84,8 +84,8 @@ def _described(name: str) -> tuple[Path, dict[str, Any]]:
     """The folder, and its config.json."""
     if name not in tower_folders():
         raise ValueError(
-            f"there is no folder '{shown(name)}' with a {CONFIG} in models/{FOLDERS}; choose one of the list, or put "
-            "the folder of a CLIP or DINO there."
+            f"tower_folder: there is no folder '{shown(name)}' with a {CONFIG} in models/{FOLDERS}; choose one of the "
+            "list, or put the folder of a CLIP or DINO there."
         )
     rooms = map(Path, folder_paths.get_folder_paths(FOLDERS))
     path = next(room / name for room in rooms if (room / name / CONFIG).is_file())
@@ -101,7 +101,7 @@ def _side(pixels: dict[str, Any]) -> int:
 def _read(path: Path, *keys: str) -> dict[str, Any]:
     """A file of plain values, which has these keys."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = plain_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         told = None
     if not isinstance(told, dict) or not told.keys() >= set(keys):
