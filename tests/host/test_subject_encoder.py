@@ -639,7 +639,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
     "whole numbers": (
         lambda f: spoilt(f, lambda w, m: w.update({first(w): w[first(w)].int()})), "as I32, but weights must be one of"
     ),
-    "NaN": (lambda f: spoilt(f, lambda w, m: w.update({first(w): NAN * w[first(w)]})), "no numbers .NaN or infinity"),
+    "NaN": (lambda f: spoilt(f, lambda w, m: w.update({first(w): NAN * w[first(w)]})), "holds NaN or infinite values"),
     "NaN in an IP-Adapter": (
         lambda f: spoilt(f, lambda w, m: w.update({first(w): NAN * w[first(w)]}), "IP-Adapter"), "no numbers .NaN"
     ),
