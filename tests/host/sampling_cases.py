@@ -77,6 +77,9 @@ CASES = {
     "batch of two": Case(one, batch=2),
     "v-prediction": Case(one, v_prediction=True),
     "Eq. 4 alone": Case(one, TOWARD_TEXT | {"probability": 1.0}),
+    "Eq. 4 alone, from 30 percent": Case(
+        lambda f: [Applied(subject(f), start=0.3)], TOWARD_TEXT | {"probability": 1.0}
+    ),
     "Eq. 4 alone, dt": Case(one, TOWARD_TEXT | {"probability": 1.0, "scale": 3.0, "dt": 60.0}),
     "Eq. 4 alone, w_r 1": Case(one, TOWARD_TEXT | {"probability": 1.0, "scale": 1.0, "dt": 60.0}),
     "Eq. 4 alone, cfg 1": Case(one, TOWARD_TEXT | {"probability": 1.0}, cfg=1.0),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from coarse import bring, coarse_subject
 from comfy.model_patcher import ModelPatcher
-from dreamtuner_pack.dreamtuner_core.bank import KEPT_RUNS
+from dreamtuner_pack.dreamtuner_core.bank import KEPT_RUNS, LayerFeatures, size
 from dreamtuner_pack.dreamtuner_core.host.subject import memory
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from families import text, tiny_model
@@ -154,19 +154,28 @@ def test_a_model_is_freed_with_its_last_patcher(patch: Callable, without_collect
     assert model() is None
 
 
-def test_two_hundred_runs_keep_no_more_than_twenty() -> None:
+def test_what_a_run_reserves_is_left_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_model, latent = memory.KeptFeatures(CPU, CPU), torch.zeros(1)
+    features = {"layer": LayerFeatures(*(torch.zeros(1, 10, 1) for _ in range(3)))}
+    free = size(features) / memory.SHARE  # enough for these, to the byte
+    monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: free)
+    assert not of_model.keep(latent, "key", features, reserve=1.0)
+    assert of_model.keep(latent, "key", features, reserve=0.0)
+
+
+def test_eighty_runs_keep_no_more_than_ten() -> None:
     """Strengths, subjects and checkpoints change; some return, most do not."""
     lasting: list[Subject] = [subject(mask=hard_mask(), seed=seed) for seed in (1, 2)]
     models = [tiny_model("sd1", seed=seed) for seed in range(3)]
     used = []
-    for run in range(200):
+    for run in range(80):
         if run % 10 == 9:  # the first checkpoint stays
             models[1 + run // 10 % 2] = tiny_model("sd1", seed=run)
         one = lasting[run % 2] if run % 5 else subject(mask=hard_mask(), seed=100 + run)
         model = models[run % 3]
         draw(attend(lora(model, 0.01 * run) if run % 2 else model, one), steps=2, cfg=1.0)
         del one, model
-        if run % 20 == 19:
+        if run % 10 == 9:  # after what else happens then
             used.append(_bytes_of_tensors())
     assert max(used[1:]) < 1.05 * used[0], [round(x / used[0], 2) for x in used]
 

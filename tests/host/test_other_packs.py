@@ -409,3 +409,28 @@ def test_a_merge_that_leaves_the_subject_out_warns(caplog: pytest.LogCaptureFixt
         assert torch.equal(draw(merge(model, with_subject)), plain)
     [warning] = ours(caplog)
     assert "the subject on it is left out" in warning
+
+
+def test_a_run_that_another_pack_repeats_is_the_same_each_time() -> None:
+    """Within one call of the guider: nothing of the first run hangs on the second."""
+    pictures: list[Tensor] = []
+
+    def twice(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        pictures.extend(executor(*args, **kwargs) for _ in range(2))
+        return pictures[-1]
+
+    repeated = shared_model("sd1").clone()
+    repeated.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "another pack", twice)
+    draw(everything(repeated))
+    assert torch.equal(*pictures)
+
+
+def test_each_picture_of_a_batch_has_its_own_region() -> None:
+    left = torch.zeros(1, 96, 64)
+    left[:, :, :32] = 1.0
+    one, other, both = (
+        draw(attend(shared_model("sd1"), subject(), region=region), 2)
+        for region in (left, 1 - left, torch.cat([left, 1 - left]))
+    )
+    close(both, torch.cat([one[:1], other[1:]]))
+    assert (one - other).abs().max() > 1e-2 * one.abs().max()

@@ -16,6 +16,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.attention import ReferenceTokens
+from dreamtuner_pack.dreamtuner_core.host.sampling import patch as host_patch
 from dreamtuner_pack.dreamtuner_core.host.sampling.patch import TokenFollower
 from families import text
 from graph import (
@@ -31,7 +32,7 @@ from graph import (
     soft_mask,
     subject,
 )
-from host_graphs import GRAPHS, GUIDERS, area, hooked, keyframed, lora_hook, picture
+from host_graphs import GRAPHS, GUIDERS, area, combined, hooked, keyframed, lora_hook, picture
 from host_patches import PATCHES, check, use
 from torch import Tensor
 
@@ -227,6 +228,16 @@ def test_the_region_lies_on_the_picture_and_not_on_the_area() -> None:
     without = draw(model, **half)
     torch.testing.assert_close(draw(attend(model, one, region=left), **half), without, rtol=1e-4, atol=1e-3)
     assert not torch.allclose(draw(attend(model, one, region=1 - left), **half), without, rtol=1e-2)
+
+
+def test_areas_of_one_size_have_each_their_part_of_the_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked about one after the other, so that what is kept of the one could be taken for the other's."""
+    model = with_region(shared_model("sd1"))
+    monkeypatch.setattr(model.model, "memory_required", lambda *_, **__: 1e30)
+    halves = combined(area(1, 96, 32, 0, 0), area(3, 96, 32, 0, 32))
+    drawn = draw(model, positive=halves)
+    monkeypatch.setattr(host_patch, "LOG_MS_KEPT", 0)
+    assert torch.equal(draw(model, positive=halves), drawn)
 
 
 # --- samplers and schedulers -----------------------------------------------------------------------------------------
