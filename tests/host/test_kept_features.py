@@ -163,7 +163,7 @@ def test_what_a_run_reserves_is_left_free(monkeypatch: pytest.MonkeyPatch) -> No
     assert of_model.keep(latent, "key", features, reserve=0.0)
 
 
-def test_eighty_runs_keep_no_more_than_ten() -> None:
+def test_eighty_runs_keep_no_more_than_twenty() -> None:
     """Strengths, subjects and checkpoints change; some return, most do not."""
     lasting: list[Subject] = [subject(mask=hard_mask(), seed=seed) for seed in (1, 2)]
     models = [tiny_model("sd1", seed=seed) for seed in range(3)]
@@ -175,7 +175,7 @@ def test_eighty_runs_keep_no_more_than_ten() -> None:
         model = models[run % 3]
         draw(attend(lora(model, 0.01 * run) if run % 2 else model, one), steps=2, cfg=1.0)
         del one, model
-        if run % 10 == 9:  # after what else happens then
+        if run % 20 == 19:
             used.append(_bytes_of_tensors())
     assert max(used[1:]) < 1.05 * used[0], [round(x / used[0], 2) for x in used]
 

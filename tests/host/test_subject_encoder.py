@@ -641,7 +641,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "NaN": (lambda f: spoilt(f, lambda w, m: w.update({first(w): NAN * w[first(w)]})), "holds NaN or infinite values"),
     "NaN in an IP-Adapter": (
-        lambda f: spoilt(f, lambda w, m: w.update({first(w): NAN * w[first(w)]}), "IP-Adapter"), "holds NaN or infinite values"
+        lambda f: spoilt(f, lambda w, m: w.update({first(w): NAN * w[first(w)]}), "IP-Adapter"), "holds NaN or infinite"
     ),
     "FaceID": (
         lambda f: raw(f, _saved(f, {"image_proj.proj.0.weight": torch.zeros(2, 2)})), "IP-Adapter of another kind"
