@@ -14,7 +14,9 @@ import torch
 from coarse import bring, coarse_subject
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.bank import KEPT_RUNS, LayerFeatures, size
+from dreamtuner_pack.dreamtuner_core.host.sampling.reference import features_key
 from dreamtuner_pack.dreamtuner_core.host.subject import memory
+from dreamtuner_pack.dreamtuner_core.host.unet import self_attentions
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from families import text, tiny_model
 from graph import (
@@ -185,3 +187,13 @@ def _bytes_of_tensors() -> int:
     gc.collect()
     tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter) and x.device == CPU]
     return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def test_features_are_of_one_noise_level_and_one_network_time() -> None:
+    """Guidance shifts the level alone, so that one level may be read at several times."""
+    model, one = shared_model("sd1"), subject()
+    layers = list(self_attentions(model))
+    asked = [(1.0, 10.0), (1.0, 11.0), (2.0, 10.0)]
+    keys = [features_key(model, one, layers, sigma, time) for sigma, time in asked]
+    assert len(set(keys)) == 3
+    assert features_key(model, one, layers, 1.0, 10.0) == keys[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from coarse import bring, coarse_subject
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection, WrappersMP
-from families import text
+from families import text, tiny_model
 from graph import attend, empty_latent, guide, hard_mask, kept, sample, shared_model, soft_mask, subject
 from host_patches import use
 from torch import Tensor
@@ -434,3 +435,35 @@ def test_each_picture_of_a_batch_has_its_own_region() -> None:
     )
     close(both, torch.cat([one[:1], other[1:]]))
     assert (one - other).abs().max() > 1e-2 * one.abs().max()
+
+
+def test_what_another_pack_says_of_the_sides_within_a_call_is_not_asked() -> None:
+    """Who is who is found out at the door, before any other pack is at work in the call."""
+
+    def turned_round(
+        executor: Any, x: Tensor, t: Tensor, c: Any = None, cross: Any = None, control: Any = None,
+        transformer_options: Any = None, **more: Any,
+    ) -> Tensor:  # fmt: skip
+        told = {name: transformer_options[name][::-1] for name in ("cond_or_uncond", "uuids")}
+        return executor(x, t, c, cross, control, transformer_options | told, **more)
+
+    other = shared_model("sd1").clone()
+    other.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", turned_round)
+    assert torch.equal(draw(everything(other)), draw(everything(shared_model("sd1"))))
+
+
+def test_the_reference_pass_is_alone_and_ends_at_the_last_layer_that_it_reads() -> None:
+    """A forward that another pack put over a block's own sees the pictures alone, and so does the U-Net's end."""
+    model, calls = tiny_model("sd1"), Counter[str]()
+    unet = model.model.diffusion_model
+    block = next(m for m in unet.modules() if isinstance(m, BasicTransformerBlock))
+    forward = block.forward
+
+    def theirs(*args: Any, **kwargs: Any) -> Tensor:
+        calls["block"] += 1
+        return forward(*args, **kwargs)
+
+    block.forward = theirs
+    unet.out.register_forward_hook(lambda *_: calls.update(["end"]))
+    draw(attend(model, subject()), steps=2, cfg=1.0)
+    assert calls == {"block": 2, "end": 2}

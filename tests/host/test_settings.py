@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 from itertools import combinations
 
 import pytest
 import torch
+from dreamtuner_pack.dreamtuner_core.guidance import Guidance
 from dreamtuner_pack.dreamtuner_core.host.apply import with_subject
 from dreamtuner_pack.dreamtuner_core.host.fingerprint import of_patches
+from dreamtuner_pack.dreamtuner_core.host.sampling.guided import draw_step
 from dreamtuner_pack.dreamtuner_core.host.settings import BLOCKS, AppliedSubject, NoiseRange
 from graph import attend, draw, shared_model, soft_mask, subject
 from torch import Tensor
@@ -62,3 +65,24 @@ def test_settings_and_masks_are_in_a_models_fingerprint() -> None:
     found = {of_patches(with_subject(model, AppliedSubject(**{"subject": one, "weight": 3.0} | v))) for v in variants}
     assert len(found) == len(variants)
     assert of_patches(attend(model, one)) in found
+
+
+def test_eq_4_asks_under_ids_of_its_own_and_always_the_same() -> None:
+    """What caches by id never takes the answer to one equation for that to the other."""
+    conds = {side: [{"uuid": uuid.uuid4()}] for side in ("positive", "negative")}
+    call = {"model_options": {"transformer_options": {}}, "timestep": torch.tensor([1.0]), "seed": 3}
+    steps = [draw_step(Guidance(2.0, 0.5, 0.0, 0.0), conds, call) for _ in range(2)]
+    asked = [*conds.values(), steps[0].with_reference, steps[0].without]
+    assert len({cond["uuid"] for side in asked for cond in side}) == 4
+    assert steps[0] == steps[1]
+    assert set(steps[0].wanted) == {conds["positive"][0]["uuid"], steps[0].with_reference[0]["uuid"]}
+
+
+def test_a_regional_text_that_the_host_copies_to_the_other_side_is_wanted_on_its_own_alone() -> None:
+    """It copies it with its id."""
+    one = {"uuid": uuid.uuid4()}
+    conds = {"positive": [one], "negative": [{**one}]}
+    call = {"model_options": {"transformer_options": {}}, "timestep": torch.tensor([1.0]), "seed": 3}
+    step = draw_step(Guidance(2.0, 0.5, 0.0, 0.0), conds, call)
+    assert conds["positive"][0]["uuid"] in step.wanted
+    assert conds["negative"][0]["uuid"] not in step.wanted

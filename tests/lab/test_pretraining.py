@@ -211,6 +211,19 @@ def test_only_res_blocks_and_attention_learn(shards: list[str], tmp_path: Path) 
     assert base.tower.stem[1].weight.data_ptr() not in saved
 
 
+def test_averages_follow_the_weights_and_quicker_at_the_start(shards: list[str], tmp_path: Path) -> None:
+    small = training(small_config(shards, tmp_path, steps=STEPS, ema=0.15, learning_rate=1e-2))
+    expected = {name: p.detach().clone() for name, p in small.parameters.items()}
+    for decay in (0.1, 0.15, 0.15):  # 1/10, then 2/11 and 3/12 would be slower than what is asked for
+        small.advance()
+        for name, p in small.parameters.items():
+            expected[name] = decay * expected[name] + (1 - decay) * p.detach()
+    assert small.learned().keys() == expected.keys()
+    for name, average in small.learned().items():
+        torch.testing.assert_close(average, expected[name])
+    assert any(not torch.allclose(p, expected[name], rtol=1e-4) for name, p in small.parameters.items())
+
+
 def test_broken_samples_are_counted_and_skipped(shards: list[str], unbroken: Path, tmp_path: Path) -> None:
     config = small_config(shards, tmp_path)
     rows = list(islice(stream(config, 32, 0, 0, Place()), 40))
