@@ -35,7 +35,7 @@ from dreamtuner_core.tuning.pairs import generator
 from lab.mini.diffusion import alphas_cumprod
 from lab.mini.unet import UNet
 
-loop.LARGEST_GRADIENT = 0.03  # so that it is at work in some of the few steps
+LARGEST_GRADIENT = loop.LARGEST_GRADIENT = 0.03  # so that it is at work in some of the few steps
 TOWER = TowerConfig(side=32, patch=8, width=16, layers=3, heads=2)
 CONTEXT = 16
 SMALL: dict[str, Any] = {

@@ -31,7 +31,7 @@ from lab.world import KINDS
 
 sys.path.append(str(Path(__file__).parent))
 
-from small_pretraining import SmallBase, png, sample, small_config, training, write_shards
+from small_pretraining import LARGEST_GRADIENT, SmallBase, png, sample, small_config, training, write_shards
 
 from dreamtuner_core.encoder import file as encoder_file
 from dreamtuner_core.pretraining import checkpoint
@@ -222,6 +222,18 @@ def test_averages_follow_the_weights_and_quicker_at_the_start(shards: list[str],
     for name, average in small.learned().items():
         torch.testing.assert_close(average, expected[name])
     assert any(not torch.allclose(p, expected[name], rtol=1e-4) for name, p in small.parameters.items())
+
+
+def test_each_step_has_its_rate_and_a_gradient_that_is_cut(shards: list[str], tmp_path: Path) -> None:
+    config = small_config(shards, tmp_path, steps=STEPS)
+    small, norms = training(config), []
+    for step in range(STEPS):
+        small.advance()
+        assert small.optimizer.param_groups[0]["lr"] == config.rate(step)
+        gradients = [p.grad for p in small.parameters.values() if p.grad is not None]
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+    assert len({config.rate(step) for step in range(STEPS)}) > 1
+    assert max(norms) == pytest.approx(LARGEST_GRADIENT, rel=1e-3)
 
 
 def test_broken_samples_are_counted_and_skipped(shards: list[str], unbroken: Path, tmp_path: Path) -> None:

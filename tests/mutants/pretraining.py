@@ -9,6 +9,8 @@ LOOP, OBJECTIVE, CONFIG = (f"{OURS}/{name}.py" for name in ("loop", "objective",
 RUNS, DRAWS = "tests/lab/test_pretraining.py", "tests/unit/test_pretraining_draws.py"
 WHOLE, SUBJECT_FILE = "tests/unit/test_whole_files.py", "tests/unit/test_subject_file.py"
 
+WRITTEN = "tests/lab/test_objective.py"
+
 MUTANTS = [
     Mutant("EMA's decay swapped", LOOP, "lerp_(self.parameters[name].detach(), 1 - decay)",
            "lerp_(self.parameters[name].detach(), decay)", RUNS),
@@ -20,8 +22,8 @@ MUTANTS = [
            "self.parameters.values(), 1e9)", RUNS),
     Mutant("the rate stays at its first", LOOP, "self.config.rate(self.step)", "self.config.rate(0)", RUNS),
     Mutant("places in the stream are not taken up", LOOP, 'state["places"].clone(), None', "self.places, None", RUNS),
-    Mutant("a dropped row keeps its subject", OBJECTIVE, "float(d.keeps_subject)", "1.0", RUNS),
-    Mutant("a dropped row keeps its text", OBJECTIVE, 'caption if d.keeps_text else ""', "caption", RUNS),
+    Mutant("a dropped row keeps its subject", OBJECTIVE, "float(d.keeps_subject)", "1.0", WRITTEN),
+    Mutant("a dropped row keeps its text", OBJECTIVE, 'caption if d.keeps_text else ""', "caption", WRITTEN),
     Mutant("text and subject fall together", OBJECTIVE,
            "(dropped < both or text <= dropped < text + config.drop_subject)", "dropped < text", DRAWS),
     Mutant("both are dropped as often as the text", OBJECTIVE, "dropped < both or ", "dropped < text or ", DRAWS),
@@ -29,11 +31,11 @@ MUTANTS = [
            'generator("row", config.seed, step, 0)', DRAWS),
     Mutant("one noise for all steps", OBJECTIVE, 'generator("row", config.seed, step, row)',
            'generator("row", config.seed, 0, row)', DRAWS),
-    Mutant("latents without noise", OBJECTIVE, "latents + sigma[:, None, None, None] * noise", "latents", RUNS),
+    Mutant("latents without noise", OBJECTIVE, "latents + sigma[:, None, None, None] * noise", "latents", WRITTEN),
     Mutant("latents as the VAE gives them", OBJECTIVE, "base.scaled(latents.to(device, dtype))",
-           "latents.to(device, dtype)", RUNS),
+           "latents.to(device, dtype)", WRITTEN),
     Mutant("min-SNR left out", OBJECTIVE, "losses * min_snr(base.parametrisation, sigma, config.min_snr)", "losses",
-           RUNS),
+           WRITTEN),
     Mutant("the same augmentation for every seed", f"{OURS}/augment.py", "torch.manual_seed(seed)",
            "torch.manual_seed(0)", DRAWS),
     Mutant("what is turned fills up with black", f"{OURS}/augment.py", "self.steps(1 - picture[None])[0]",
