@@ -197,3 +197,28 @@ def test_features_are_of_one_noise_level_and_one_network_time() -> None:
     keys = [features_key(model, one, layers, sigma, time) for sigma, time in asked]
     assert len(set(keys)) == 3
     assert features_key(model, one, layers, 1.0, 10.0) == keys[0]
+
+
+def test_features_are_of_one_size_of_picture() -> None:
+    """SDXL reads it."""
+    model, one = shared_model("sdxl"), subject("sdxl")
+    layers = list(self_attentions(model))
+    other = replace(one, picture=torch.zeros(1, 8, 16, 3))
+    assert features_key(model, one, layers, 1.0, 1.0) != features_key(model, other, layers, 1.0, 1.0)
+
+
+def test_under_a_hook_features_are_of_each_loras_strength() -> None:
+    """There the host's own mark of the weights says nothing."""
+    model, patch = shared_model("sd1"), ("diff", (torch.ones(32, 32),))
+    layers = list(self_attentions(model))
+
+    def key(strength: float) -> object:
+        patched = model.clone()
+        [name] = [name for name in model.model_state_dict() if name.endswith("input_blocks.1.1.proj_in.weight")]
+        patched.add_patches({name: patch}, strength)
+        patched.hook_patches = {"a hook": {}}
+        return features_key(patched, one, layers, 1.0, 1.0)
+
+    one = subject()
+    assert key(0.5) == key(0.5)
+    assert key(0.5) != key(0.9)

@@ -183,16 +183,6 @@ def test_each_strength_of_a_hook_is_another_model() -> None:
         assert torch.equal(drawn(one, *strengths), drawn(subject("sd1", soft_mask()), *strengths))
 
 
-def test_each_lora_under_a_hook_is_another_model() -> None:
-    one, positive = subject("sd1", soft_mask()), hooked(text("sd1", 1), lora_hook(0.8))
-
-    def drawn(subject: Any, strength: float) -> Tensor:
-        return draw(attend(lora(shared_model("sd1"), strength), subject), positive=positive)
-
-    for strength in (0.5, 0.9, 0.5):
-        assert torch.equal(drawn(one, strength), drawn(subject("sd1", soft_mask()), strength))
-
-
 def test_features_seen_through_a_hook_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model, positive = with_subject(shared_model("sd1")), hooked(text("sd1", 1), lora_hook(0.8))
     draw(model, positive=positive)
