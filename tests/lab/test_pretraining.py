@@ -399,3 +399,10 @@ def test_the_mini_bases_tower_is_trained_and_read(tmp_path: Path) -> None:
     tower = read_tower(tmp_path / "tower.safetensors")
     assert tower.hidden_states(torch.rand(1, 3, 128, 128), [1, 4]).shape == (1, 2, 64, 96)
     assert not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def test_the_newest_few_checkpoints_are_kept(tmp_path: Path) -> None:
+    config = small_config(["a.tar"], tmp_path, keep=2)
+    for step in (1, 2, 3, 10):
+        checkpoint.save(tmp_path, step, {"step": torch.tensor(step)}, config)
+    assert [int(checkpoint.load(path, config)["step"]) for path in checkpoint.checkpoints(tmp_path)] == [3, 10]
