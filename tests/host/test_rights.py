@@ -6,13 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dreamtuner_pack.dreamtuner_core.host.subject import rights as rights_of_run
 from dreamtuner_pack.dreamtuner_core.host.subject.rights import METADATA, tell_rights, today
 from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
 from dreamtuner_pack.dreamtuner_core.picture.hints import NOTES
-from dreamtuner_pack.dreamtuner_core.rights import Rights
+from dreamtuner_pack.dreamtuner_core.rights import OwnedSubject, Rights
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.saved_subject import LoadSubject
 from dreamtuner_pack.nodes.subject import EncodeSubjectImage
+from graph import attend, draw, shared_model, subject
 from images import RESOLUTION, encode, picture, vae
 from tuning_world import folders
 
@@ -57,3 +59,18 @@ def test_an_ended_day_shows_on_the_nodes(base: Path, until: str, ended: bool) ->
     loaded = load.execute("ada.safetensors")
     assert ["ended" in node.ui["dreamtuner_notes"] for node in (encoded, loaded)] == [ended, ended]
     assert (NOTES["ended"] in loaded.ui["text"]) is ended
+
+
+def test_a_run_tells_them_to_the_graph_where_the_cache_answered_for_the_subjects_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then Load Subject is not run again, and the graph that is queued now knows nothing of them yet."""
+    load = {"class_type": "DreamTunerLoadSubject", "inputs": {"file": "pot.safetensors"}}
+    graph = {"1": load, "2": {"class_type": "KSampler", "inputs": {}}}
+    state = SimpleNamespace(dynprompt=SimpleNamespace(get_original_prompt=lambda: graph))
+    monkeypatch.setattr(rights_of_run, "get_progress_state", lambda: state)
+    plain = vars(subject())
+    one = OwnedSubject(**plain, name="pot", rights=Rights(owner="Ann"))
+    draw(attend(shared_model("sd1"), one), steps=1)
+    assert load["_meta"][METADATA]["owner"] == "Ann"
+    assert "_meta" not in graph["2"]
