@@ -222,3 +222,12 @@ def test_under_a_hook_features_are_of_each_loras_strength() -> None:
     one = subject()
     assert key(0.5) == key(0.5)
     assert key(0.5) != key(0.9)
+
+
+def test_features_are_of_the_replaced_parts_that_a_model_is_run_with() -> None:
+    """As torch.compile nodes replace the U-Net, for one."""
+    model, one = shared_model("sd1"), subject()
+    layers, other = list(self_attentions(model)), model.clone()
+    other.add_object_patch("diffusion_model.out", torch.nn.Identity())
+    keys = [features_key(patcher, one, layers, 1.0, 1.0) for patcher in (model, other, other.clone())]
+    assert keys[0] != keys[1] == keys[2]

@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant("key without the encoder's strength", REFERENCE, "(_Same(encoding), strength) for", "(_Same(encoding),) for",
            ENCODER),
     Mutant("key without replaced objects", REFERENCE,
-           "tuple((name, _Same(patch)) for name, patch in sorted(patcher.object_patches.items()))", "()", NO_TRACE),
+           "tuple((name, _Same(patch)) for name, patch in sorted(patcher.object_patches.items()))", "()", KEPT),
     Mutant("beta is 1", f"{HOST}/encoder/patch.py", "e.strength * e.layers", "1.0 * e.layers", ENCODER),
     Mutant("the unwanted side sees the subject", f"{HOST}/encoder/patch.py",
            "return wanted or self.encoding.without is not None",
