@@ -111,7 +111,7 @@ def _check_views(content: SavedSubject) -> None:
     for view in content.views:
         if view.views or view.words or view.encoding is not None:
             raise ValueError("another picture of the subject holds more than a picture; combine the subjects again.")
-        if view.latent.shape[1] != content.latent.shape[1]:
+        if view.latent.shape[1:2] != content.latent.shape[1:2]:
             raise ValueError("the subject's pictures are of different VAEs; encode all with the same checkpoint.")
     whole = sum(x.nbytes for x in content.tensors().values())
     if len(content.views) > MOST_VIEWS or (content.views and whole > LARGEST_FILE - 2**20):

@@ -32,7 +32,7 @@ class TowerConfig:
         for name, high in (("side", 1024), ("patch", 64), ("width", 4096), ("layers", 64), ("heads", 64)):
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= high:
-                raise ValueError(f"the tower's {name} must be a whole number of 1..{high}, but is {value!r}.")
+                raise ValueError(f"the tower's {name} must be a whole number of 1..{high}, but is {value!r:.60}.")
         if self.patch < 2 or self.patch & (self.patch - 1):
             raise ValueError(f"the tower's patch must be a power of two of 2..64, but is {self.patch}.")
         if self.side % self.patch or self.width % self.heads:

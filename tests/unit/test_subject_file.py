@@ -127,3 +127,9 @@ def test_a_last_day_is_allowed_to_its_end() -> None:
     assert not rights.ended(last)
     assert rights.ended(last + datetime.timedelta(days=1))
     assert not Rights().ended(datetime.date.max)
+
+
+def test_another_picture_whose_latent_is_a_row_is_refused() -> None:
+    view = SavedSubject(**FIT, noise_seed=0)
+    with pytest.raises(ValueError, match="are of different VAEs"):
+        SavedSubject(**FIT | {"latent": tensor(4)}, noise_seed=0, views=(view,))
