@@ -103,7 +103,7 @@ class EncoderConfig:
                 }
             )
         except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"the encoder's configuration is not one of this kind ({error}).") from error
+            raise ValueError(f"the encoder's configuration is not one of this kind ({error!s:.100}).") from error
 
     @classmethod
     def for_unet(cls, unet: Any, family: str, tower: TowerConfig | None = None, **fields: Any) -> EncoderConfig:
