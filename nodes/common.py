@@ -31,8 +31,8 @@ def advanced(*inputs: io.Input) -> list[io.Input]:
     return list(inputs)
 
 
-def rights_inputs() -> list[io.Input]:
-    """Whose a subject is; the same wherever it is said."""
+def rights_inputs(multiline: bool = True) -> list[io.Input]:
+    """Whose a subject is; the same wherever it is said. multiline: folded away, a text area would still take room."""
     return [
         io.String.Input(
             "owner", default="", optional=True, tooltip="Who the person is, or who owns the character or mark."
@@ -40,7 +40,7 @@ def rights_inputs() -> list[io.Input]:
         io.String.Input(
             "allowed_uses",
             default="",
-            multiline=True,
+            multiline=multiline,
             optional=True,
             tooltip="What they agreed to, in plain words.",
         ),

@@ -84,7 +84,7 @@ class EncodeSubjectImage(io.ComfyNode):
                     tooltip="Auto brightens a dark subject, deepens a pale one and takes out a tint of the light. "
                     "A good picture stays as it is.",
                 ),
-                *advanced(*rights_inputs()),
+                *advanced(*rights_inputs(multiline=False)),
             ],
             outputs=[
                 SubjectSocket.Output(display_name="subject"),

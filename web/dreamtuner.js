@@ -42,6 +42,12 @@ function showHints(node, output) {
   shown.value = words;
 }
 
+// The classic canvas reads `advanced` here (Show Advanced), and keeps room for what it does not draw: 4 pixels and its size.
+function fold(node, widget) {
+  widget.advanced = true;
+  widget.computeSize = (width) => [width, node.showAdvanced ? LiteGraph.NODE_WIDGET_HEIGHT : -4];
+}
+
 app.registerExtension({
   name: "DreamTuner",
 
@@ -60,7 +66,7 @@ app.registerExtension({
       if (output?.dreamtuner_notes) showHints(this, output);
     };
     const folded = node.widgets?.filter((widget) => widget.options?.advanced) ?? [];
-    for (const widget of folded) widget.advanced = true; // the classic canvas reads it here: Show Advanced
+    for (const widget of folded) fold(node, widget);
     if (folded.length) node.setSize(node.computeSize());
     if (node.comfyClass !== "DreamTunerSubjectTuning") return;
     const rate = node.widgets?.find((widget) => widget.name === "learning_rate");
