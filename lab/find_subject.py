@@ -31,10 +31,11 @@ def overlap(one: Tensor, other: Tensor) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-def mended(core: ModuleType, picture: Tensor, mask: Tensor) -> Tensor:
+def mended(core: ModuleType, picture: Tensor, mask: Tensor, image: Tensor) -> Tensor:
     """A framed picture as `light: auto` leaves it; the very same tensor where nothing is wrong with it."""
-    light = core.picture.light.measured(core.picture.light.subject_pixels(picture, mask))
-    return picture if light is None else core.picture.light.mended(picture, mask, light)
+    of = core.picture.light
+    light = of.measured(of.subject_pixels(picture, mask), of.subject_pixels(image, None))
+    return picture if light is None else of.mended(picture, mask, light)
 
 
 def regained(core: ModuleType, image: Tensor, mask: Tensor, light: Tensor) -> float:
@@ -42,7 +43,9 @@ def regained(core: ModuleType, image: Tensor, mask: Tensor, light: Tensor) -> fl
     good, framed_mask = core.subject.frame(image, mask, FRAMED)
     dark, _ = core.subject.frame(image * light, mask, FRAMED)
     inside = framed_mask[0] > core.picture.light.INSIDE
-    lost, left = (float((x - good)[0][inside].abs().mean()) for x in (dark, mended(core, dark, framed_mask)))
+    lost, left = (
+        float((x - good)[0][inside].abs().mean()) for x in (dark, mended(core, dark, framed_mask, image * light))
+    )
     return 1 - left / lost
 
 
@@ -57,7 +60,9 @@ def main() -> None:
     overlaps = np.array([overlap(core.host.subject.find.find_subject(image), mask) for image, mask in seen])
     print(f"overlap: median {np.median(overlaps):.3f}, {(overlaps >= 0.85).mean():.0%} at 0.85 or more")
     framed = [core.subject.frame(image, mask, FRAMED) for image, mask in seen]
-    print(f"good pictures left as they are: {np.mean([mended(core, *one) is one[0] for one in framed]):.0%}")
+    print(
+        f"good pictures left as they are: {np.mean([mended(core, *one, image) is one[0] for one, (image, _) in zip(framed, seen)]):.0%}"
+    )
     for light in DARK:
         shares = [regained(core, image, mask, light) for image, mask in seen]
         shown = " ".join(f"{share:.1f}" for share in light)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 INSIDE = 0.9  # of the mask, for a pixel to be measured
-DARK, BRIGHT = 0.6, 0.95  # brightest parts below the one are lifted to the other
+DARK, BRIGHT = 0.65, 0.95  # brightest parts below the one are lifted to the other
 PALE, DEEP = 0.4, 0.1  # darkest parts above the one are lowered to the other
 MOST_GAIN = 4.0
 TINTED, COLOURED = 1.12, 1.6  # the brightest parts' strongest channel by the weakest: a tint of the light lies between
 ELSEWHERE = 0.03  # share of the subject in which a tinted light's weakest channel is the strongest all the same
 BEYOND = 1.05  # of the brightest parts, channel by channel: what is stronger than this shows another light
+NEAR_WHITE = 0.85  # of the brightest: what is grey or white there shows an untinted light, even in the dark
 MOST_PIXELS = 2**18
 
 
@@ -33,13 +34,16 @@ def subject_pixels(picture: Tensor, mask: Tensor | None) -> Tensor:
     return pixels[:: max(1, len(pixels) // MOST_PIXELS)]
 
 
-def measured(pixels: Tensor) -> Light | None:
-    """What would mend the light of pixels [N, 3]; None where nothing is wrong with it."""
+def measured(pixels: Tensor, scene: Tensor) -> Light | None:
+    """What would mend the light of a subject's pixels [N, 3]; None where nothing is wrong with it.
+
+    scene: pixels [M, 3] of the whole picture, which the same light lies on.
+    """
     if len(pixels) == 0:
         return None
     dark, bright = pixels.amin(1).quantile(0.01), pixels.amax(1).quantile(0.99)
-    balance = _balance(pixels)
-    lifted = bright < DARK and bright > 0
+    lifted = 0 < bright < DARK
+    balance = _balance_in_the_dark(pixels, scene) if lifted else _balance(pixels)
     low = dark - DEEP if dark > PALE and bright - dark > DEEP else torch.tensor(0.0)
     if not lifted and low <= 0 and balance is None:
         return None
@@ -68,8 +72,26 @@ def _balance(pixels: Tensor) -> Tensor | None:
     ratio = float(brightest.max() / brightest.min().clamp(min=1e-6))
     weakest = int(brightest.argmin())
     elsewhere = float((pixels.argmax(1) == weakest).float().mean())
-    neutral = (pixels.amax(1) < TINTED * pixels.amin(1)) & (luma > 0.5 * luma.max())
     stronger = bool((pixels.quantile(0.995, dim=0) > BEYOND * brightest).any())
-    if stronger or not TINTED < ratio < COLOURED or elsewhere < ELSEWHERE or neutral.float().mean() > 0.01:
+    if stronger or not TINTED < ratio < COLOURED or elsewhere < ELSEWHERE or _has_neutral(pixels, 0.5):
         return None
     return brightest.max() / brightest
+
+
+def _balance_in_the_dark(pixels: Tensor, scene: Tensor) -> Tensor | None:
+    """The same where the light is poor in any case, so that less evidence will do.
+
+    A picture of many colours has each channel strong somewhere, so its light is told by how strong each one gets. A
+    red thing, or a green field, shows that by itself: the smaller change of the subject's and the scene's is taken.
+    """
+    if _has_neutral(pixels, NEAR_WHITE):
+        return None
+    tops = torch.stack([of.quantile(0.99, dim=0).clamp(min=1e-6) for of in (pixels, scene)])
+    return (tops.amax(1, keepdim=True) / tops).amin(0).clamp(max=COLOURED)
+
+
+def _has_neutral(pixels: Tensor, bright: float) -> bool:
+    """Whether some of the pixels above that share of the brightest are grey or white: then the light has no tint."""
+    luma = pixels.mean(1)
+    neutral = (pixels.amax(1) < TINTED * pixels.amin(1)) & (luma > bright * luma.max())
+    return bool(neutral.float().mean() > 0.01)

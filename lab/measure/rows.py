@@ -79,7 +79,8 @@ class Guided:
 class WithSubject:
     """The pack's own chapters: self-subject attention, reference guidance, and the subject encoder at `encoder`.
 
-    weight: w_ref; 0 leaves self-subject attention out. negative: the unwanted side's share of it.
+    weight: w_ref; 0 leaves self-subject attention out. negative: the unwanted side's share of it. found: the subject's
+    mask is found in the picture, and not the true one.
     """
 
     weight: float = 3.0
@@ -91,6 +92,8 @@ class WithSubject:
     end: float = 1.0
     caption: str = "concise"
     change: str | None = None
+    light: str = "as it is"
+    found: bool = False
     blocks: tuple[str, ...] = BLOCKS
     file: Path = field(default=ENCODER, repr=False)
 
@@ -101,8 +104,9 @@ class WithSubject:
         if self.encoder:
             model = core.host.apply.apply_encoder(model, reference.encoded(self.file), self.encoder)
         if self.weight:
-            subject, span = reference.subject(self.masked, self.caption, self.change), (self.start, self.end)
-            model = core.host.apply.apply_subject(model, subject, self.weight, *span, negative_weight=self.negative)
+            subject = reference.subject(self.masked, self.caption, self.change, self.light, self.found)
+            span, negative = (self.start, self.end), self.negative
+            model = core.host.apply.apply_subject(model, subject, self.weight, *span, negative_weight=negative)
         if self.guidance is not None:
             g = self.guidance
             guidance = core.guidance.Guidance(g.scale, g.probability, g.dt, g.dt_uncond)

@@ -21,7 +21,7 @@ from lab.measure.changes import CHANGES
 from lab.world import caption_of
 
 KEPT = HOME / "measure"
-MOST_READ = (True, "concise", None)  # masked, caption, change
+MOST_READ = (True, "concise", None, "as it is", False)  # masked, caption, change, light, found
 TUNING = KEPT / "tuning"  # what the rows of subject tuning write
 EMBEDDINGS = TUNING / "embeddings"
 
@@ -56,16 +56,30 @@ class Reference:
     studio: Studio
     _encoded: dict[Any, Any] = field(default_factory=dict)
 
-    def subject(self, masked: bool = True, caption: str = "concise", change: str | None = None) -> Any:
+    def subject(
+        self,
+        masked: bool = True,
+        caption: str = "concise",
+        change: str | None = None,
+        light: str = "as it is",
+        found: bool = False,
+    ) -> Any:
         """As Encode Subject Image gives it; kept, so that its features are too."""
-        key = (masked, caption, change)
+        key = (masked, caption, change, light, found)
         if key not in self._encoded:
             picture, mask = (self.picture, self.mask) if change is None else CHANGES[change](self.picture, self.mask)
             text = self.caption(caption, WHITE if masked else REFERENCE_SCENE)
-            told = None if text is None else self.studio.text([text])
-            encode = self.studio.pack.dreamtuner_core.host.subject.encode.encode_subject
-            side = self.studio.sampling.side
-            self._encoded[key] = encode(picture, self.studio.vae, mask if masked else None, told, None, "subject", side)
+            encode = self.studio.pack.dreamtuner_core.host.subject.encode
+            self._encoded[key] = encode.encode_subject(
+                picture,
+                self.studio.vae,
+                mask if masked and not found else None,
+                None if text is None else self.studio.text([text]),
+                mask_marks="subject",
+                resolution=self.studio.sampling.side,
+                find_subject=encode.WHEN_NO_MASK if found else encode.NEVER,
+                light=light,
+            )
         return self._encoded[key][0]
 
     def encoded(self, encoder: Path) -> Any:

@@ -156,9 +156,20 @@ def _where() -> list[Row]:
 
 
 def _references() -> list[Row]:
-    """A reference that is a little worse costs no more than a little."""
+    """A reference that is a little worse costs no more than a little; its light is mended, its subject found."""
     group, stated = "Another reference picture", (Expect("kept", NO_LESS, ATTENTION, margin=0.1),)
-    return [Row(f"reference {name}", group, ours(change=name), stated, most=FEW) for name in CHANGES]
+    rows = [Row(f"reference {name}", group, ours(change=name), stated, most=FEW) for name in CHANGES]
+    mended, good, found = (
+        (Expect("kept", MORE, "reference dark"),),
+        (Expect("kept", NO_LESS, ATTENTION),),
+        (Expect("kept", NO_LESS, ATTENTION, margin=0.02),),
+    )
+    return [
+        *rows,
+        Row("reference dark, light auto", group, ours(change="dark", light="auto"), mended, most=FEW),
+        Row("light auto", group, ours(light="auto"), good, most=FEW),
+        Row("found mask", group, ours(found=True), found, most=FEW),
+    ]
 
 
 def chosen(names: Sequence[str] | None, quick: bool) -> list[Row]:

@@ -120,19 +120,34 @@ def test_nothing_stands_out_of_a_plain_picture_and_that_is_said() -> None:
     assert "no_detail" in notes
 
 
-def test_a_dark_subject_is_mended_and_a_good_one_is_left_alone() -> None:
+DIM = {"neutral": (0.3, 0.3, 0.3), "warm": (0.6, 0.5, 0.4), "cool": (0.35, 0.4, 0.5)}
+
+
+@pytest.mark.parametrize("light", DIM.values(), ids=DIM.keys())
+def test_a_dark_subject_is_mended_and_a_good_one_is_left_alone(light: tuple[float, ...]) -> None:
     image, marked = cut_out(disc(400, 400, (200, 200), 180))
     good, notes = told(image, mask=marked, light="auto", resolution=256)
     assert notes == ["turned"]
     assert torch.equal(good.picture, told(image, mask=marked, light="as it is", resolution=256)[0].picture)
-    dark, notes = told(0.3 * image, mask=marked, light="as it is", resolution=256)
+    dim = image * torch.tensor(light)
+    dark, notes = told(dim, mask=marked, light="as it is", resolution=256)
     assert "mended" not in notes
-    mended, notes = told(0.3 * image, mask=marked, resolution=256)
+    mended, notes = told(dim, mask=marked, resolution=256)
     assert "mended" in notes
     lost, left = ((x.picture - good.picture).abs().mean() for x in (dark, mended))
     assert left < 0.2 * lost
     outside = good.mask < 0.001
     assert torch.allclose(mended.picture[outside], torch.ones_like(mended.picture[outside]), atol=0.01)
+
+
+def test_a_red_subject_in_the_dark_stays_red() -> None:
+    """Its colour is its own: the balance of the light is bounded, and taken from the rest of the picture too."""
+    image, marked = cut_out(disc(400, 400, (200, 200), 180))
+    red = 0.5 * image * torch.tensor([1.0, 0.3, 0.2]) + 0.4 * marked[..., None]  # on grey
+    mended, notes = told(red, mask=marked, resolution=256)
+    assert "mended" in notes
+    seen = mended.picture[mended.mask > 0.9].mean(0)
+    assert seen[0] > 2.5 * seen[1:].max()
 
 
 def sharp(side: int = 400) -> Tensor:

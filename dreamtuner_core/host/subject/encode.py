@@ -61,7 +61,8 @@ def encode_subject(
     mask, notes = _mask_of(image, mask, mask_marks, find_subject)
     caption = _caption(caption, clip)
     picture, framed_mask = frame(image, mask, resolution or _trained_on(caption, subject_encoder))
-    if light == MEND and (better := measured(subject_pixels(picture, framed_mask))) is not None:
+    better = measured(subject_pixels(picture, framed_mask), subject_pixels(image, None)) if light == MEND else None
+    if better is not None:
         picture = mended(picture, framed_mask, better)
         notes.append("mended")
     latent = vae.encode(picture)
