@@ -34,6 +34,7 @@ GRID = "activations_shape"  # [..., rows, columns] of the layer's tokens; always
 
 # Other packs' own, read where they stand.
 WIDENED = "cond_or_uncond_couple"  # the sides once more, where rows were added between two layers (Attention Couple)
+EASY_CACHE = "easycache"  # the key of the host's own wrapper that skips steps
 PART = "ref_uncond_idxs"  # the rows of the batch that a call for some of them is about (Advanced-ControlNet)
 
 

@@ -32,6 +32,7 @@ VERY_DARK, VERY_BRIGHT = 0.2, 0.9  # brightest and median parts of the subject
 FLAT = 0.02  # standard deviation
 EDGE = 1 / 60  # of the frame's side: a picture whose sharpest edges are wider is blurred
 SHORT = 0.03  # of the picture's rows
+BLOCK = 16  # rows that a JPEG file ends within
 FILLED = (0, 127, 128, 129)  # values of 0..255 with which readers fill what a file lacks
 
 
@@ -49,7 +50,7 @@ def hints(image: Tensor, mask: Tensor | None, picture: Tensor, framed_mask: Tens
         found.append("small")
     if mask is not None and 0 < len(touched_sides(mask)) < 4:  # all four: a cut-out trimmed to its content
         found.append("cut")
-    if _cut_short(image, mask):
+    if _cut_short(image):
         found.append("cut_short")
     return found
 
@@ -86,11 +87,12 @@ def _quantile(values: Tensor, share: float) -> Tensor:
     return flat.kthvalue(max(1, round(share * len(flat)))).values
 
 
-def _cut_short(image: Tensor, mask: Tensor | None) -> bool:
+def _cut_short(image: Tensor) -> bool:
+    """Whether a reader filled the last rows: all of them one of its values, and the picture breaks off above them."""
     last = image[0, -1, -1]
     if not any(torch.equal((last * 255).round(), torch.full_like(last, value)) for value in FILLED):
         return False
-    rows = max(2, round(image.shape[1] * SHORT))
-    tail = image[0, -rows:]
-    subject_there = mask is None or bool(mask[0, -rows:].mean() > 0.5)
-    return subject_there and bool((tail == last).all()) and not bool((image[0, :rows] == last).all())
+    filled = (image[0] == last).all(-1)  # [H, W]
+    flat = int(filled.all(1).flip(0).long().cumprod(0).sum())
+    above = filled[max(0, len(filled) - flat - BLOCK) : len(filled) - flat]
+    return flat >= max(2, round(len(filled) * SHORT)) and above.numel() > 0 and bool(above.float().mean() < 0.5)

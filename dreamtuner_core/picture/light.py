@@ -13,7 +13,7 @@ from torch import Tensor
 INSIDE = 0.9  # of the mask, for a pixel to be measured
 DARK, BRIGHT = 0.65, 0.95  # brightest parts below the one are lifted to the other
 PALE, DEEP = 0.4, 0.1  # darkest parts above the one are lowered to the other
-MOST_GAIN = 4.0
+MOST_GAIN, MOST_CONTRAST = 4.0, 1.6  # of a dark subject and of a pale one, which may be white by itself
 TINTED, COLOURED = 1.12, 1.6  # the brightest parts' strongest channel by the weakest: a tint of the light lies between
 ELSEWHERE = 0.03  # share of the subject in which a tinted light's weakest channel is the strongest all the same
 BEYOND = 1.05  # of the brightest parts, channel by channel: what is stronger than this shows another light
@@ -44,7 +44,8 @@ def measured(pixels: Tensor, scene: Tensor) -> Light | None:
     dark, bright = pixels.amin(1).quantile(0.01), pixels.amax(1).quantile(0.99)
     lifted = 0 < bright < DARK
     balance = _balance_in_the_dark(pixels, scene) if lifted else _balance(pixels)
-    low = dark - DEEP if dark > PALE and bright - dark > DEEP else torch.tensor(0.0)
+    zero = torch.zeros(())
+    low = (dark - DEEP).clamp(max=bright - BRIGHT / MOST_CONTRAST) if dark > PALE and bright - dark > DEEP else zero
     if not lifted and low <= 0 and balance is None:
         return None
     high = bright if lifted or low > 0 else torch.tensor(BRIGHT)

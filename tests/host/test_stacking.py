@@ -101,6 +101,17 @@ def test_caches_of_whole_steps_survive_guidance(name: str, cfg: float, seed: int
     assert draw(PATCHES[name](model), steps=8, cfg=cfg, seed=seed).isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
+def test_a_skipped_step_computes_no_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    model = attend(PATCHES[name](shared_model("sd1")), subject("sd1"))
+    model.set_model_attn2_patch(lambda q, k, v, options: (asked.append(float(options["sigmas"].max())), (q, k, v))[1])
+    with counted_passes(monkeypatch) as passes:
+        draw(model, steps=12, cfg=1.0)
+    assert sorted(passes) == sorted(set(asked))
+    assert len(passes) < 12, "nothing was skipped"
+
+
 @pytest.mark.parametrize(("height", "width"), [(12, 8), (8, 20), (16, 16)])
 @pytest.mark.parametrize("name", ["HyperTile", "token merging"])
 def test_a_region_follows_tokens_that_are_folded_or_merged(name: str, height: int, width: int) -> None:

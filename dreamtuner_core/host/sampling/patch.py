@@ -84,15 +84,16 @@ def _sources(reading: Reading) -> Hashable:
 class Call:
     """One call of the model.
 
-    batch: who is who. wanted, readings: of each conditioning, whether it is wanted and what it reads. features: by
-    subject and shift. spots: where each row of the batch lies, [] where there are no regions.
+    batch: who is who. wanted, readings: of each conditioning, whether it is wanted and what it reads. features: gives
+    them by subject and shift, computed when first asked for. spots: where each row of the batch lies, [] where there
+    are no regions.
     """
 
     sigma: float
     batch: Batch
     wanted: list[bool]
     readings: list[Reading]
-    features: dict[tuple[int, float], Features]
+    features: Callable[[], dict[tuple[int, float], Features]]
     spots: list[Spot]
 
 
@@ -168,7 +169,7 @@ class Reader:
         found = []
         for same in zip(*of_rows):  # one subject as each of the rows reads it
             i, shift, weight = same[0]
-            k, v, mask = self.call.features[i, shift][layer]
+            k, v, mask = self.call.features()[i, shift][layer]
             weights = weight * mask if len(same) == 1 else mask * mask.new_tensor([[read.weight] for read in same])
             found.append(ReferenceTokens(k, v, weights, self.regions.at(i, spots, options, k.device)))
             self.seen.add(i)

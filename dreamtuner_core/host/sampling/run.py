@@ -7,6 +7,7 @@ wrapper creates the run's state and adds more wrappers for this run only, from t
 - CALC_COND_BATCH, around a guider's request: stores the number of images, and whether a subject should be read;
 - APPLY_MODEL, before other packs': determines the rows of this call and what they read, and runs the reference pass;
 - DIFFUSION_MODEL, after other packs': replaces each self-attention, around other packs' replacements.
+  With EasyCache, which may skip a step, the reference pass waits until here.
 
 Only the cached features (subject/memory) stay after the run.
 """
@@ -17,6 +18,7 @@ import inspect
 import uuid
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import comfy.model_management
@@ -30,12 +32,7 @@ from ...bank import Features
 from ...guidance import position, shift_sigma
 from ...subject import Subject
 from ..encoder.patch import EncoderAtWork, on_wanted_side, with_encoders
-from ..options import (
-    SIGMAS,
-    Options,
-    ids,
-    sides,
-)
+from ..options import EASY_CACHE, SIGMAS, Options, ids, sides
 from ..progress import warn
 from ..rows import UNKNOWN, Batch, Row, rows_of_call
 from ..settings import KEY, NoiseRange, Settings
@@ -201,7 +198,9 @@ class Run:
         areas = [self._area(cond_id) for cond_id in of_chunks]
         spots = self.regions.spots(x, rows, areas, self.pictures, self.asked) if regions else []
         time = model_sampling.timestep(sigmas).float()[:1]
-        features = self._features_of(readings, sigma, time)
+        features = cache(lambda: self._features_of(readings, sigma, time))
+        if not _may_be_skipped(options):
+            features()
         return Call(sigma, Batch(rows, places), wanted, readings, features, spots)
 
     def _wanted(self, cond_id: uuid.UUID | None, side: int) -> bool:
@@ -269,10 +268,21 @@ class Run:
 
     def _joined(self, options: Options, call: Call) -> Options:
         """The options with Eq. 1 and Eq. 3 added."""
+        call.features()
         if encoders := self.active_encoders(call.sigma):
             options = with_encoders(options, encoders, call.wanted, self.layers, call.batch)
         reader = Reader(call, self.settings.subjects, self.regions, self.log_ms, self.seen)
         return reader.joined(options, self.layers) if any(call.readings) else options
+
+
+def _may_be_skipped(options: Options) -> bool:
+    """Whether EasyCache, and no other pack, wraps the U-Net: it may answer instead of it.
+
+    Then the reference pass waits until the U-Net is called. Other packs change the U-Net inside their wrappers
+    (AnimateDiff computes its norms over all frames), so with them the reference pass runs before.
+    """
+    around = options["wrappers"].get(WrappersMP.DIFFUSION_MODEL, {})
+    return {key for key, wrappers in around.items() if wrappers} - {KEY} == {EASY_CACHE}
 
 
 def _bind(executor: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
