@@ -60,7 +60,7 @@ def main() -> None:
     overlaps = np.array([overlap(core.host.subject.find.find_subject(image), mask) for image, mask in seen])
     print(f"overlap: median {np.median(overlaps):.3f}, {(overlaps >= 0.85).mean():.0%} at 0.85 or more")
     framed = [core.subject.frame(image, mask, FRAMED) for image, mask in seen]
-    left = [mended(core, *one, image) is one[0] for one, (image, _) in zip(framed, seen)]
+    left = [mended(core, good, m, image) is good for (good, m), (image, _) in zip(framed, seen)]
     print(f"good pictures left as they are: {np.mean(left):.0%}")
     for light in DARK:
         shares = [regained(core, image, mask, light) for image, mask in seen]

@@ -32,7 +32,7 @@ VERY_DARK, VERY_BRIGHT = 0.2, 0.9  # brightest and median parts of the subject
 FLAT = 0.02  # standard deviation
 EDGE = 1 / 60  # of the frame's side: a picture whose sharpest edges are wider is blurred
 SHORT = 0.03  # of the picture's rows
-BLOCK = 16  # rows that a JPEG file ends within
+BLOCK = 16  # rows of a JPEG file's block; the last one may be filled in part
 FILLED = (0, 127, 128, 129)  # values of 0..255 with which readers fill what a file lacks
 
 
@@ -88,11 +88,13 @@ def _quantile(values: Tensor, share: float) -> Tensor:
 
 
 def _cut_short(image: Tensor) -> bool:
-    """Whether a reader filled the last rows: all of them one of its values, and the picture breaks off above them."""
+    """Whether a reader filled the last rows: all of them one of its values, and the image breaks off above them."""
     last = image[0, -1, -1]
     if not any(torch.equal((last * 255).round(), torch.full_like(last, value)) for value in FILLED):
         return False
-    filled = (image[0] == last).all(-1)  # [H, W]
-    flat = int(filled.all(1).flip(0).long().cumprod(0).sum())
-    above = filled[max(0, len(filled) - flat - BLOCK) : len(filled) - flat]
-    return flat >= max(2, round(len(filled) * SHORT)) and above.numel() > 0 and bool(above.float().mean() < 0.5)
+    filled = (image[0] == last).all(-1).float().mean(1)  # [H]: the share of each row
+    flat = int((filled == 1).flip(0).long().cumprod(0).sum())
+    rows = max(2, round(len(filled) * SHORT))
+    above = filled[max(0, len(filled) - flat - 2 * BLOCK) : len(filled) - flat]
+    margin = bool((filled[:rows] == 1).all())  # the same above: a plain background
+    return flat >= rows and not margin and len(above) > 0 and bool(above.min() < 0.5)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 RESOLUTION = 64
 
+TOLD_SIDE = 128
+
 
 @cache
 def vae(channels: int = 4) -> comfy.sd.VAE:
@@ -52,3 +54,30 @@ def ball(where: Tensor, colour: tuple[float, float, float] = (0.9, 0.2, 0.1)) ->
 
 def overlap(found: Tensor, true: Tensor) -> float:
     return float((found.bool() & true).sum() / (found.bool() | true).sum())
+
+
+def told(image: Tensor, **inputs: Any) -> tuple[Subject, list[str]]:
+    """The subject, and the keys of what is said under the preview."""
+    inputs = {"vae": None, "resolution": TOLD_SIDE} | inputs
+    output = EncodeSubjectImage.execute(image, **inputs | {"vae": NoVae()})
+    return output.args[0], output.ui["dreamtuner_notes"]
+
+
+class NoVae:
+    def encode(self, pixels: Tensor) -> Tensor:
+        return torch.zeros(1, 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
+
+
+def cut_out(inside: Tensor) -> tuple[Tensor, Tensor]:
+    """A picture of a shaded thing where inside [H, W] is, and the mask of it as LoadImage gives it."""
+    height, width = inside.shape
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    thing = torch.stack([0.2 + 0.7 * x, 0.95 - 0.8 * y, 0.5 + 0.4 * torch.sin(40 * x).sign()], dim=-1)
+    return (thing * inside[..., None])[None], 1 - inside[None].float()
+
+
+def bust(side: int = 300) -> Tensor:
+    """Head and shoulders that fill the bottom."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    head = (y - 90) ** 2 + (x - 150) ** 2 < 70**2
+    return head | ((y > 170) & ((x - 150).abs() < 60 + (y - 170)))

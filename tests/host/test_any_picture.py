@@ -12,36 +12,14 @@ from typing import Any
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.subject import Subject
-from dreamtuner_pack.nodes.subject import EncodeSubjectImage, FindSubject
-from images import ball, disc, encode, mask, overlap, picture
+from dreamtuner_pack.nodes.subject import FindSubject
+from images import ball, bust, cut_out, disc, encode, mask, overlap, picture, told
 from torch import Tensor
-
-SIDE = 128
-
-
-def told(image: Tensor, **inputs: Any) -> tuple[Subject, list[str]]:
-    """The subject, and the keys of what is said under the preview."""
-    inputs = {"vae": None, "resolution": SIDE} | inputs
-    output = EncodeSubjectImage.execute(image, **inputs | {"vae": NoVae()})
-    return output.args[0], output.ui["dreamtuner_notes"]
-
-
-class NoVae:
-    def encode(self, pixels: Tensor) -> Tensor:
-        return torch.zeros(1, 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
 
 
 def filled(subject: Subject) -> float:
     assert subject.mask is not None
     return float(subject.mask.mean())
-
-
-def cut_out(inside: Tensor) -> tuple[Tensor, Tensor]:
-    """A picture of a shaded thing where inside [H, W] is, and the mask of it as LoadImage gives it."""
-    height, width = inside.shape
-    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
-    thing = torch.stack([0.2 + 0.7 * x, 0.95 - 0.8 * y, 0.5 + 0.4 * torch.sin(40 * x).sign()], dim=-1)
-    return (thing * inside[..., None])[None], 1 - inside[None].float()
 
 
 def rounded(height: int, width: int, radius: int) -> Tensor:
@@ -50,13 +28,6 @@ def rounded(height: int, width: int, radius: int) -> Tensor:
     dy = (radius - torch.minimum(y, height - 1 - y)).clamp(min=0)
     dx = (radius - torch.minimum(x, width - 1 - x)).clamp(min=0)
     return dy**2 + dx**2 <= radius**2
-
-
-def bust(side: int = 300) -> Tensor:
-    """Head and shoulders that fill the bottom."""
-    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    head = (y - 90) ** 2 + (x - 150) ** 2 < 70**2
-    return head | ((y > 170) & ((x - 150).abs() < 60 + (y - 170)))
 
 
 TRIMMED = {
