@@ -132,6 +132,7 @@ def _tuning() -> list[Row]:
     cost = Expect("text", NO_LESS, margin=FORGIVEN_TUNED)
     rows = [
         Row(TUNED, group, Tuned(300, WEIGHT, NEGATIVE), (Expect("kept", MORE, ATTENTION), cost), most=SLOW),
+        Row("tuned at 1e-3", group, Tuned(300, WEIGHT, NEGATIVE, rate=1e-3), most=SLOW),
         Row("tuned, 100 steps, no S-S-A", group, Tuned(100), (Expect("kept", MORE),), most=SLOW),
         Row("tuned, 300 steps, no S-S-A", group, Tuned(300), (Expect("kept", MORE), cost), most=SLOW),
     ]
