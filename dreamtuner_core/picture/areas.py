@@ -38,6 +38,14 @@ def largest(mask: Tensor, threshold: float = 0.5) -> Tensor:
     return mask * F.interpolate(near[None], mask.shape, mode="nearest")[0, 0]
 
 
+def holes(mask: Tensor, share: float) -> Tensor:
+    """Where mask [H, W] bool has holes: areas outside it that reach no border, each at most `share` of its own area."""
+    labels = connected(F.pad(~mask, (1, 1, 1, 1), value=True))
+    small = torch.bincount(labels.flatten()) <= share * mask.sum()
+    small[0] = small[labels[0, 0]] = False
+    return small[labels][1:-1, 1:-1]
+
+
 def grid(mask: Tensor) -> tuple[int, int]:
     """Rows and columns of a smaller grid for mask [H, W], so that labelling is fast."""
     shrink = min(1.0, GRID / max(mask.shape))
