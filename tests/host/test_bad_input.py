@@ -17,14 +17,6 @@ from strangers import cascade, flux, video
 NAN = torch.tensor([[[math.nan]]])
 
 
-
-
-
-
-
-
-
-
 def without_pooled(caption: list) -> list:
     return [[context, {}] for context, _ in caption]
 

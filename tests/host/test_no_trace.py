@@ -100,10 +100,6 @@ def test_a_subject_of_weight_0_beside_another_is_not_there() -> None:
 # --- the kept features -----------------------------------------------------------------------------------------------
 
 
-
-
-
-
 @every_patch
 def test_kept_features_give_the_very_bits_of_computed_ones(patch: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     patched = patch(shared_model("sd1"))
@@ -289,8 +285,6 @@ def failing_network(model: ModelPatcher, call: int, error: Exception) -> Iterato
         yield
     finally:
         handle.remove()
-
-
 
 
 ERRORS = {

@@ -54,19 +54,7 @@ OURS = {"S-S-A": with_subject, "everything": with_everything}
 ours = pytest.mark.parametrize("pack", OURS.values(), ids=OURS.keys())
 
 
-
-
 # --- other patches of the model, in both orders -----------------------------------------------------------------------
-
-
-
-
-
-
-
-
-
-
 
 
 ORDER_MATTERS: set[str] = set()  # what the help says of order must name these
@@ -148,28 +136,6 @@ def test_subject_and_guidance_are_applied_in_any_order() -> None:
 
 
 # --- regional conditionings, hooks, ControlNet, masks: what is drawn, with either model ------------------------------
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -266,8 +232,6 @@ def test_two_halves_are_the_whole(pack: Callable[..., ModelPatcher], cut: int) -
     first = draw(model, steps=4, last_step=cut)
     second = draw(model, steps=4, start_step=cut, disable_noise=True, latent={"samples": first})
     torch.testing.assert_close(second, draw(model, steps=4), rtol=1e-4, atol=1e-3)
-
-
 
 
 @pytest.mark.parametrize("name", GUIDERS)

@@ -63,16 +63,6 @@ every_family = pytest.mark.parametrize("family", SHAPES)
 every_kind = pytest.mark.parametrize("kind", ["own tower", "IP-Adapter plus"])  # one for each formula
 
 
-
-
-
-
-
-
-
-
-
-
 # --- what is drawn, against the plain writing ------------------------------------------------------------------------
 
 

@@ -10,7 +10,13 @@ RUN, GUIDED, REFERENCE = (f"{SAMPLING}/{name}.py" for name in ("run", "guided", 
 MATH, NO_TRACE, KEPT, STACKING, PACKS, NEGATIVE, ENCODER = (
     f"tests/host/test_{name}.py"
     for name in (
-        "sampling_math", "no_trace", "kept_features", "stacking", "other_packs", "negative_weight", "subject_encoder"
+        "sampling_math",
+        "no_trace",
+        "kept_features",
+        "stacking",
+        "other_packs",
+        "negative_weight",
+        "subject_encoder",
     )
 )
 

@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...picture.find_subject import THRESHOLD, as_mask
+from ...picture.find_subject import THRESHOLD, as_mask, smoothed
 from ...picture.preview import panels
 from ...picture.u2net import normalised, read_network
 from ...ranges import check_choice, check_number
@@ -42,7 +42,7 @@ def find_subject(image: Tensor, threshold: float = THRESHOLD, grow: int = 0, kee
     for picture in image:
         seen = normalised(picture[None, ..., :3]).to(patcher.load_device)
         with torch.inference_mode():
-            found = patcher.model(seen).cpu()
+            found = (patcher.model(seen) + patcher.model(smoothed(seen))).cpu() / 2
         masks.append(as_mask(found, picture.shape[:2], threshold, grow, keep))
         comfy.model_management.throw_exception_if_processing_interrupted()
         if progress is not None:
