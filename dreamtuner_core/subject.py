@@ -80,14 +80,16 @@ def token_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
     return rows, columns
 
 
-def subject_mask(mask: Tensor, marks: str, find: Callable[[], Tensor] | None = None) -> Tensor:
+def subject_mask(
+    mask: Tensor, marks: str, image: Tensor | None = None, find: Callable[[], Tensor] | None = None
+) -> Tensor:
     """Invert a MASK [1, H, W] if needed, so that 1 is the subject.
 
-    marks: "subject", "background", or "auto" to look at the mask (masks.what_is_marked, and so find): LoadImage's mask
-    of a cut-out picture marks what is transparent.
+    marks: "subject", "background", or "auto" to look at the mask (masks.what_is_marked, and so image and find):
+    LoadImage's mask of a cut-out picture marks what is transparent.
     """
     if marks == "auto":
-        marks = what_is_marked(mask, find)
+        marks = what_is_marked(mask, image, find)
     return 1 - mask if marks == "background" else mask
 
 

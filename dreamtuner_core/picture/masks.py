@@ -13,17 +13,23 @@ from .areas import connected, grid
 PRESENT = 0.05  # mask values below this are no part of the subject's outline
 SPECK = 0.005  # an area with less than this share of the largest one's mass is dirt
 NOISE = 0.001  # a clean mask is less than this where there is no subject
+CLEAN = 0.99  # of a side of the mask, for a pixel to be wholly on it
+SAMPLES = 512  # rows and columns at which a large picture is looked at
 CORNER = 0.01  # of the picture's shorter side
 CLEAR = 0.1  # by how much one side must fit what was found better than the other
 
 
-def what_is_marked(mask: Tensor, find: Callable[[], Tensor] | None = None) -> str:
+def what_is_marked(mask: Tensor, image: Tensor | None = None, find: Callable[[], Tensor] | None = None) -> str:
     """Whether the white of mask [1, H, W] is the "subject" or the "background".
 
-    Corners and middle answer for most masks: a background has corners, a subject has the middle. Where they do not,
-    the side is the subject that fits what stands out in the picture: find gives a mask [1, H, W] of it, or none is
-    there to ask.
+    A side on which image [1, H, W, 3] is empty is the background. Else corners and middle answer for most masks: a
+    background has corners, a subject has the middle. Where they do not, the side is the subject that fits what stands
+    out in the picture: find gives a mask [1, H, W] of it.
     """
+    if image is not None:
+        within, beside = _empty(image, mask > CLEAN), _empty(image, mask < 1 - CLEAN)
+        if within != beside:
+            return "subject" if beside else "background"
     white = mask[0] > 0.5
     corners, middle = _white_corners(mask[0]), _middle(white)
     if (corners == 0 and (middle or not _at_border(white))) or (corners == 1 and middle):
@@ -75,6 +81,13 @@ def touched_sides(mask: Tensor, share: float = 0.2) -> list[str]:
     edges = {"top": mask[0, 0], "bottom": mask[0, -1], "left": mask[0, :, 0], "right": mask[0, :, -1]}
     extent = {"top": right - left, "bottom": right - left, "left": bottom - top, "right": bottom - top}
     return [name for name, edge in edges.items() if int((edge > 0.5).sum()) > share * extent[name]]
+
+
+def _empty(image: Tensor, side: Tensor) -> bool:
+    """Whether image [1, H, W, 3] is all black or all white where side [1, H, W] is: what lies under transparency."""
+    rows, columns = (slice(None, None, max(1, length // SAMPLES)) for length in side.shape[1:])
+    pixels = image[0, rows, columns][side[0, rows, columns]]
+    return bool(len(pixels)) and (bool((pixels == 0).all()) or bool((pixels == 1).all()))
 
 
 def _white_corners(mask: Tensor) -> int:

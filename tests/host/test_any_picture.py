@@ -30,12 +30,25 @@ def rounded(height: int, width: int, radius: int) -> Tensor:
     return dy**2 + dx**2 <= radius**2
 
 
+def pieces(*parts: tuple[int, int, int, int]) -> Tensor:
+    """Rectangles (top, bottom, left, right) in a picture of 300 x 300."""
+    inside = torch.zeros(300, 300, dtype=torch.bool)
+    for top, bottom, left, right in parts:
+        inside[top:bottom, left:right] = True
+    return inside
+
+
 TRIMMED = {
     "a book": rounded(300, 200, 24),
     "a phone": rounded(400, 190, 40),
     "a bust": bust(),
     "a ball": rounded(300, 300, 150),
     "a close-up of a cat": rounded(300, 300, 60) | (torch.arange(300)[:, None] > 150),
+    "a chair": pieces((0, 300, 0, 40), (0, 300, 260, 300), (130, 170, 0, 300)),
+    "a letter L": pieces((0, 300, 0, 80), (220, 300, 0, 300)),
+    "a picture's frame": ~pieces((60, 240, 60, 240)),
+    "a bow": (torch.arange(300)[:, None] - 150).abs() < 20 + (torch.arange(300) - 150).abs(),
+    "a half": pieces((160, 300, 0, 300)),
 }
 
 

@@ -90,7 +90,7 @@ def _mask_of(image: Tensor, mask: Tensor | None, marks: str, find_subject: str) 
     if mask is None:
         return _found(image) if find_subject == WHEN_NO_MASK else (None, [])
     given = _checked_mask(mask, image)
-    mask = subject_mask(given, marks, lambda: find.find_subject(image))
+    mask = subject_mask(given, marks, image, lambda: find.find_subject(image))
     if mask.max() <= PRESENT:
         raise ValueError(
             f"the mask leaves nothing of the picture (mask_marks is '{marks}'); set mask_marks to what the mask "
