@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from .areas import connected, grid
 
 PRESENT = 0.05  # mask values below this are no part of the subject's outline
 SPECK = 0.005  # an area with less than this share of the largest one's mass is dirt
+RIM = 0.01  # of the picture's side: an area that lies within so little of the border is a stray line
 NOISE = 0.001  # a clean mask is less than this where there is no subject
 CLEAN = 0.99  # of a side of the mask, for a pixel to be wholly on it
 SAMPLES = 512  # rows and columns at which a large picture is looked at
@@ -54,7 +56,7 @@ def box_of(mask: Tensor) -> tuple[int, int, int, int]:
 
 
 def without_specks(mask: Tensor) -> Tensor:
-    """mask [1, H, W] in 0..1 without stray areas, and without the noise that lies over all of a bad matte.
+    """mask [1, H, W] in 0..1 without stray areas and lines, and without the noise that lies over all of a bad matte.
 
     A clean mask comes back as it is.
     """
@@ -67,7 +69,7 @@ def without_specks(mask: Tensor) -> Tensor:
     else:
         labels = connected(F.adaptive_max_pool2d(mask, cells)[0] > PRESENT)
     mass = torch.bincount(labels.flatten(), weights=by_area.flatten().double())[1:]
-    specks = 1 + torch.nonzero(mass < SPECK * mass.max()).flatten() if len(mass) else mass
+    specks = 1 + torch.nonzero((mass < SPECK * mass.max()) | _lines(labels)).flatten() if len(mass) else mass
     if noise <= NOISE and len(specks) == 0:
         return mask
     kept = (labels > 0) & ~torch.isin(labels, specks)
@@ -104,6 +106,14 @@ def _middle(white: Tensor) -> bool:
 
 def _at_border(inside: Tensor) -> bool:
     return bool(inside[0].any() or inside[-1].any() or inside[:, 0].any() or inside[:, -1].any())
+
+
+def _lines(labels: Tensor) -> Tensor:
+    """Which of the areas 1.. of labels [H, W] lie along the border alone; none if all do."""
+    rows, columns = (math.ceil(side * RIM) for side in labels.shape)
+    inner = torch.unique(labels[rows:-rows, columns:-columns])
+    lines = ~torch.isin(torch.arange(1, int(labels.max()) + 1), inner)
+    return lines & ~lines.all()
 
 
 def _overlap(one: Tensor, other: Tensor) -> float:

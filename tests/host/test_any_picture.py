@@ -64,11 +64,21 @@ def test_a_trimmed_cut_out_is_the_subject(inside: Tensor) -> None:
     assert torch.equal(painted.mask, expected.mask)
 
 
-def test_a_speck_changes_nothing() -> None:
+DIRT = {
+    "a pixel in a corner": (slice(790, 791), slice(3, 4)),
+    "a line along an edge": (slice(None), slice(0, 2)),
+    "a line along the bottom": (slice(799, 800), slice(None)),
+    "dots": (slice(5, None, 40), slice(5, 200, 40)),
+}
+
+
+@pytest.mark.parametrize("share", [40 / 255, 1.0])
+@pytest.mark.parametrize("where", DIRT.values(), ids=DIRT.keys())
+def test_a_speck_changes_nothing(where: tuple[slice, slice], share: float) -> None:
     image, marked = cut_out(disc(800, 800, (400, 400), 150))
     clean, said = told(image, mask=marked)
     speck = marked.clone()
-    speck[0, 790, 3] = 1 - 40 / 255
+    speck[0][where] = 1 - share
     seen, also_said = told(image, mask=speck)
     assert torch.equal(seen.mask, clean.mask)
     assert torch.equal(seen.picture, clean.picture)
