@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Iterable, Iterator
 
 LONGEST_TEXT = 4000  # characters
 LONGEST_SHOWN = 80  # characters of a stranger's text in a message
 LONGEST_NAME = 100  # bytes, as the file systems count
 LAYOUT = "\t\n\r"  # the control characters that a text of several lines may hold
 FORBIDDEN = set('/\\<>:"|?*,()[]{}')  # what folders, Windows or a prompt's own grammar take for something else
+ENDINGS = (".safetensors", ".pt", ".bin")  # with which `embedding:rex.pt` may be another file
 DEVICES = {
     "CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$",
     *(f"{port}{i}" for port in ("COM", "LPT") for i in (*range(10), "¹", "²", "³")),
@@ -58,6 +57,8 @@ def checked_name(name: str, what: str = "name") -> str:
         why = "must not begin or end with a dot"
     elif name.split(".")[0].upper() in DEVICES:
         why = "is the name of a device on Windows"
+    elif name.lower().endswith(ENDINGS):
+        why = "must be without the ending of a file"
     elif len(name.encode()) > LONGEST_NAME:
         why = f"is longer than {LONGEST_NAME} bytes"
     if why:
@@ -73,26 +74,3 @@ def checked_class_word(class_word: str) -> str:
     if "embedding:" in word.lower() or not word.isprintable():
         raise ValueError(f"the class word must be plain words, such as 'dog', but is '{shown(word)}'.")
     return word
-
-
-MENTION = re.compile(r"(?P<key>embedding:)\s*(?P<said>(?:(?!embedding:)[^\s()])+)", re.IGNORECASE)
-WEIGHT = re.compile(r":[-+.\d]*$")
-
-
-def misread_mentions(name: str, prompts: Iterable[str]) -> Iterator[str]:
-    """Mentions of embedding:<name> in prompts that the host would not recognise, safe to show.
-
-    The host recognises `embedding:` in lower case at the beginning or after a space, a new line or a parenthesis; the
-    name ends at the next space, without commas around it (comfy/sd1_clip.py), and must be spelt as the file's.
-    """
-    wanted = unicodedata.normalize("NFC", name).casefold()
-    for prompt in prompts:
-        for found in MENTION.finditer(prompt):
-            before, weighted = prompt[: found.start()][-1:], prompt.startswith(")", found.end())
-            said = WEIGHT.sub("", found["said"]) if weighted else found["said"]
-            read = said.strip(",").removesuffix(".safetensors")
-            if found["key"] == "embedding:" and before in ("", " ", "\n", "(", ")") and read == name:
-                continue
-            meant = unicodedata.normalize("NFC", re.split("[,;:!?]", said.strip(".,;:!?'\""))[0]).casefold()
-            if meant.removesuffix(".safetensors") == wanted:
-                yield shown(before.strip() + found[0])

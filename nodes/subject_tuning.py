@@ -8,9 +8,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..dreamtuner_core.host.mentions import misread_mentions
 from ..dreamtuner_core.host.tuning.files import is_to_be_written_again
 from ..dreamtuner_core.host.tuning.tune import tune_subject
-from ..dreamtuner_core.texts import misread_mentions
 from ..dreamtuner_core.tuning.config import TuningConfig
 from .common import CATEGORY, SubjectSocket, advanced, schema, strings_of
 from .sockets import checked

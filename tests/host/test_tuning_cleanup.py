@@ -56,8 +56,8 @@ def picture(world: World) -> torch.Tensor:
 class Faults:
     """Fails the nth call of a function, once armed; n of 0 counts alone."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.armed, self.wanted, self.seen = False, ("", 0), Counter[str]()
+    def __init__(self, patch: pytest.MonkeyPatch, error: type[BaseException] = RuntimeError) -> None:
+        self.armed, self.wanted, self.seen, self.error = False, ("", 0), Counter[str](), error
         for owner, name in CALLS:
             if hasattr(owner, name):
                 patch.setattr(owner, name, self._failing(name, getattr(owner, name)))
@@ -67,7 +67,7 @@ class Faults:
             if self.armed:
                 self.seen[name] += 1
                 if (name, self.seen[name]) == self.wanted:
-                    raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] cannot allocate memory")
+                    raise self.error("[enforce fail at alloc_cpu.cpp:127] cannot allocate memory")
             return call(*args, **kwargs)
 
         return failing
@@ -94,6 +94,16 @@ def test_a_failure_at_any_call_of_the_end_leaves_no_trace(world: World, monkeypa
         for nth in sorted({1, 2, times // 2 or 1, times}):
             begin_and_end(world, faults, (name, nth))
             assert torch.equal(picture(world), before), f"call {nth} of {name}"
+
+
+def test_ctrl_c_during_the_end_leaves_no_trace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = picture(world)
+    faults = Faults(monkeypatch, KeyboardInterrupt)
+    for name, nth in (("to", 1), ("to", 2), ("detach", 1), ("wipe_lowvram_weight", 1)):
+        with pytest.raises(KeyboardInterrupt):
+            begin_and_end(world, faults, (name, nth))
+        faults.armed = False
+        assert torch.equal(picture(world), before), f"call {nth} of {name}"
 
 
 def test_a_network_that_cannot_be_detached_does_not_keep_the_others(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dreamtuner_core.files import plain_json
-from dreamtuner_core.texts import checked_class_word, checked_name, checked_text, misread_mentions, shown
+from dreamtuner_core.texts import checked_class_word, checked_name, checked_text, shown
 
 
 @pytest.mark.parametrize(
@@ -38,40 +38,10 @@ def test_texts_are_checked() -> None:
             check("a\ud800b")
         with pytest.raises(ValueError, match="must be a text"):
             check(["x"])  # type: ignore[arg-type]
-
-
-READ = (
-    "a dog embedding:rex on grass",
-    "embedding:rex",
-    "a dog embedding:rex, on grass",
-    "a dog\nembedding:rex",
-    "a (dog embedding:rex:1.2) on grass",
-    "(embedding:rex:1.2)",
-    "embedding:rex.safetensors",
-    "embedding:rexy and embedding:rex2 are others",
-    "no mention of rex",
-)
-MISREAD = (
-    "a dog embedding:rex.",
-    "a dog embedding:Rex on grass",
-    "a dog,embedding:rex on grass",
-    "a dog embedding:rex,sitting",
-    "a dog Embedding:rex",
-    'a dog "embedding:rex"',
-    "embedding:cat,embedding:rex",
-    "a dog embedding:rex:1.2 without brackets",
-    "embedding:rex!",
-)
-
-
-@pytest.mark.parametrize("prompt", READ)
-def test_what_the_host_reads_is_not_complained_of(prompt: str) -> None:
-    assert list(misread_mentions("rex", [prompt])) == []
-
-
-@pytest.mark.parametrize("prompt", MISREAD)
-def test_what_the_host_ignores_is_found(prompt: str) -> None:
-    assert len(list(misread_mentions("rex", ["nothing", prompt]))) == 1
+    for file in ("rex.safetensors", "rex.PT", "rex.bin"):
+        with pytest.raises(ValueError, match="without the ending of a file"):
+            checked_name(file)
+    assert checked_name("rex.v2") == "rex.v2"
 
 
 def test_json_of_strangers() -> None:

@@ -53,9 +53,11 @@ def _put_back(patcher: ModelPatcher) -> None:
         patcher.detach()
         for module in patcher.model.modules():
             comfy.model_patcher.wipe_lowvram_weight(module)
-    except Exception as error:
-        log.warning("DreamTuner: the tuned network could not be unloaded (%s); its next use does it", error)
+    except BaseException as error:
         patcher.model.current_weight_patches_uuid = uuid.uuid4()  # of no patcher: the host unpatches and loads afresh
+        if not isinstance(error, Exception):
+            raise
+        log.warning("DreamTuner: the tuned network could not be unloaded (%s); its next use does it", error)
 
 
 def _with_a_kept_scale(module: nn.Module, args: Any) -> None:
