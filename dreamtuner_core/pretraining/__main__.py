@@ -1,4 +1,7 @@
-"""`python -m dreamtuner_core.pretraining CONFIG.toml --comfyui PATH`; docs/pretraining.md."""
+"""Train a subject encoder: `python -m dreamtuner_core.pretraining CONFIG.toml --comfyui PATH`.
+
+See docs/pretraining.md.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ import torch
 
 from .config import PretrainingConfig, read_config
 
-RESUMABLE = 75  # the exit code of a run that can go on (EX_TEMPFAIL)
-PATIENCE = timedelta(hours=1)  # of the other processes, while the first draws a sheet or writes a checkpoint
+RESUMABLE = 75  # the exit code of a run that can be resumed (EX_TEMPFAIL)
+PATIENCE = timedelta(hours=1)  # how long the others wait while the first process draws a sheet or writes a checkpoint
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def pretrain(config: PretrainingConfig, comfyui: Path) -> Path:
-    """Train with the ComfyUI at that path; gives the encoder's file. Raises ValueError and run.Unfinished."""
+    """Train with the ComfyUI at that path and return the encoder's file.
+
+    Raises ValueError, in one sentence, for an invalid file, and run.Unfinished if the run stopped and can be resumed.
+    """
     accelerator = processes(config)
     use_comfyui(comfyui, accelerator.device)
     from .frozen_base import FrozenBase
@@ -54,11 +60,14 @@ def pretrain(config: PretrainingConfig, comfyui: Path) -> Path:
 
 
 def processes(config: PretrainingConfig) -> Any:
-    """This process among those that torchrun or `accelerate launch` started, or alone: an Accelerator."""
+    """The Accelerator of this process: one of those that torchrun or `accelerate launch` started, or the only one.
+
+    Raises ValueError, in one sentence, if accelerate is not installed.
+    """
     try:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
-        raise ValueError(f"{error.name} is not installed; pip install 'dreamtuner[pretraining]'.") from error
+        raise ValueError(f"{error.name} is not installed; run pip install 'dreamtuner[pretraining]'.") from error
     return Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         cpu=not torch.cuda.is_available(),  # without it, several processes on a CPU would not find each other
@@ -67,7 +76,10 @@ def processes(config: PretrainingConfig) -> Any:
 
 
 def use_comfyui(path: Path, device: torch.device) -> None:
-    """Make the host importable, on that device; nothing is done where it is imported already."""
+    """Make the host importable, on that device; does nothing if it is imported already.
+
+    Raises ValueError, in one sentence, if there is no ComfyUI at that path.
+    """
     if "comfy" in sys.modules:
         return
     if not (path / "comfy").is_dir():
@@ -76,7 +88,7 @@ def use_comfyui(path: Path, device: torch.device) -> None:
     from comfy.cli_args import args
 
     args.cpu = device.type == "cpu"  # read when comfy.model_management is first imported
-    args.use_pytorch_cross_attention = True  # the one that is differentiated without keeping its matrix
+    args.use_pytorch_cross_attention = True  # its backward pass does not store the attention matrix
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
@@ -89,7 +101,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a setting other than the file says, the value as in JSON: steps=200, precision='\"fp32\"'",
+        help="override a setting of the file; the value is JSON: steps=200, precision='\"fp32\"'",
     )
     return parser.parse_args(argv)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 class Augmentation:
     """Augments a reference on white, [3, s, s] in 0..1 -> [3, s, s]. The result depends on the seed alone.
 
-    flip, elastic, blur: probabilities. rotation: degrees either way. scale_low, scale_high: of the framed subject.
+    side: s, in pixels. flip, elastic, blur: probabilities. rotation: degrees either way. scale_low, scale_high: of the
+    framed subject.
     """
 
     def __init__(

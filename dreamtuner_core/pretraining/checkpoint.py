@@ -35,7 +35,8 @@ def save(folder: Path, step: int, state: Mapping[str, Tensor], config: Pretraini
         write_whole(path, lambda unfinished: save_file(dict(state), unfinished, metadata))
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{path} cannot be written ({error}); make room, and start again from the one before."
+            f"{path} cannot be written ({error}); make room, and run the same command again: it resumes from the "
+            "checkpoint before."
         ) from error
     for old in checkpoints(folder)[: -config.keep]:
         old.unlink()
@@ -48,14 +49,16 @@ def load(path: Path, config: PretrainingConfig) -> dict[str, Tensor]:
         state, metadata = read_whole(path)
         stored = plain_json(metadata.get("outcome", "{}"))
         if not isinstance(stored, dict):
-            raise ValueError("does not say of what settings it is")
+            raise ValueError("has no settings in its metadata")
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: it {error}; remove it, and the one before it is taken.") from error
+        raise ValueError(
+            f"{path} cannot be read: it {error}; remove it, and the run resumes from the checkpoint before it."
+        ) from error
     asked = config.outcome()
     for name in sorted(asked | stored):
         if asked.get(name) != stored.get(name):
             raise ValueError(
                 f"{path} was made with {name} = {stored.get(name)!r:.60}, but now it is {asked.get(name)!r:.60}; set "
-                "it back, or give the new run a folder of its own."
+                "it back, or give the new run its own folder."
             )
     return state

@@ -20,7 +20,7 @@ RUN_UNCHANGED = (
     *("folder", "checkpoint", "controlnet", "clip_vision", "tower", "steps", "accumulation", "gradient_checkpointing"),
     *("workers", "allow_commands", "save_every", "keep", "log_every", "sheet_every", "sheet_rows", "licence"),
 )
-"""Fields that may change when a run is resumed: where things lie, and how far or how it runs."""
+"""Fields that may change when a run is resumed: where the files are, and how far or how it runs."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,21 @@ class PretrainingConfig:
     """Settings of one pre-training. Raises ValueError, in one sentence, for an invalid value.
 
     Files. checkpoint: the base model. controlnet: the layout's, frozen; empty trains without one (an ablation: the
-    reference's layout leaks). clip_vision or tower: the image tower, the host's or one of our own that the encoder
-    will carry. shards: WebDataset names, braces expanded. folder: checkpoints, log and sheets. family: of the base
-    model, as the encoder's file will say. licence: of the trained file, in words.
+    reference's layout leaks). clip_vision or tower: the image tower, the host's or a file of `save_tower` that becomes
+    part of the encoder's file. shards: WebDataset names, braces expanded. folder: checkpoints, log and sheets. family:
+    of the base model, written to the encoder's file. licence: of the trained file, in words.
 
-    Steps. batch: rows of one optimiser step over all processes, each a stream of its own; accumulation: parts in which
-    a process takes its rows. warm_up: steps; decay_from: the share of the steps after which the rate falls to zero in
-    a line, 1 is never. ema: decay of the averaged weights that are exported, 0 is none. min_snr: gamma, 0 is none.
+    Steps. batch: rows of one optimiser step over all processes, each from its own stream; accumulation: parts in which
+    a process computes its rows. warm_up: steps; decay_from: the share of the steps after which the rate falls linearly
+    to zero, 1 is never. ema: decay of the averaged weights that are exported, 0 is none. min_snr: gamma, 0 is none.
 
-    Chance of a row. drop_text: its caption left empty; drop_subject: the subject not read; drop_both. A row without
-    its subject teaches nothing here, as the frozen base is all that it sees, so both shares of it start at 0. flip,
+    Probabilities for a row. drop_text: its caption is empty; drop_subject: the subject is not read; drop_both. A row
+    without its subject trains nothing, because only the frozen base computes it, so these two are 0 by default. flip,
     elastic, blur: probabilities; rotation: degrees either way; scale_low, scale_high: of the framed subject.
 
     Data. side: pixels of the square picture. latents: whether the samples hold its latent, so that no VAE is run.
-    shuffle: samples held by each stream. workers: of each process, which read. allow_commands: whether shards may name
-    commands to run (`pipe:`, and the addresses that WebDataset fetches by one).
+    shuffle: samples in the shuffle buffer of each stream. workers: reading processes of each training process.
+    allow_commands: whether shards may name commands to run (`pipe:`, and the addresses that WebDataset opens with one).
     """
 
     checkpoint: str
@@ -97,26 +97,26 @@ class PretrainingConfig:
         if not isinstance(self.shards, tuple) or not all(isinstance(shard, str) for shard in self.shards):
             raise ValueError(f"shards must be a list of names, but is {self.shards!r:.60}.")
         if bool(self.clip_vision) == bool(self.tower):
-            raise ValueError("give one image tower, clip_vision or tower, and not both or none.")
+            raise ValueError("set exactly one of clip_vision and tower, the image tower.")
         if self.drop_text + self.drop_subject + self.drop_both > 1:
-            raise ValueError("drop_text, drop_subject and drop_both must not exceed 1 together.")
+            raise ValueError("the sum of drop_text, drop_subject and drop_both must be at most 1.")
         if self.side % 8:
             raise ValueError(f"side must be a multiple of 8, but is {self.side}.")
 
     def outcome(self) -> dict[str, Any]:
         """The settings that the result of a step depends on; two runs with the same ones take the same steps."""
-        kept = {name: value for name, value in asdict(self).items() if name not in RUN_UNCHANGED}
+        settings = {name: value for name, value in asdict(self).items() if name not in RUN_UNCHANGED}
         if self.decay_from < 1:
-            kept["steps"] = self.steps
-        names = [shard.rpartition("/")[2] for shard in self.shards]  # they may lie elsewhere
-        return kept | {"layout": bool(self.controlnet), "shards": names}
+            settings["steps"] = self.steps
+        names = [shard.rpartition("/")[2] for shard in self.shards]  # they may be moved to another folder
+        return settings | {"layout": bool(self.controlnet), "shards": names}
 
     def rows_of(self, processes: int) -> int:
         """Rows per step for each of so many processes. Raises ValueError if the batch cannot be divided."""
-        if self.batch % (processes * self.accumulation):
+        if self.batch % (parts := processes * self.accumulation):
             raise ValueError(
-                f"batch {self.batch} cannot be shared out to {processes} processes in {self.accumulation} parts each; "
-                "make it a multiple of both."
+                f"batch {self.batch} cannot be divided among {processes} processes with accumulation "
+                f"{self.accumulation}; make it a multiple of {parts}."
             )
         return self.batch // processes
 
@@ -132,18 +132,20 @@ def read_config(path: Path, **changed: Any) -> PretrainingConfig:
     Raises ValueError, in one sentence, for an invalid file.
     """
     try:
-        told = tomllib.loads(path.read_text()) | changed
+        settings = tomllib.loads(path.read_text()) | changed
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as TOML ({error}).") from error
     known = {field.name for field in fields(PretrainingConfig)}
-    if unknown := sorted(told.keys() - known):
-        raise ValueError(f"{path} sets {unknown[0]!r:.60}, which is no setting; known are {', '.join(sorted(known))}.")
+    if unknown := sorted(settings.keys() - known):
+        raise ValueError(
+            f"{path} sets {unknown[0]!r:.60}, which is not a setting; the settings are {', '.join(sorted(known))}."
+        )
     needed = {field.name for field in fields(PretrainingConfig) if field.default is MISSING}
-    if missing := sorted(needed - told.keys()):
+    if missing := sorted(needed - settings.keys()):
         raise ValueError(f"{path} must set {missing[0]}.")
-    if isinstance(told["shards"], list):  # TOML and JSON have no tuples
-        told["shards"] = tuple(told["shards"])
-    config = PretrainingConfig(**told)
+    if isinstance(settings["shards"], list):  # TOML and JSON have no tuples
+        settings["shards"] = tuple(settings["shards"])
+    config = PretrainingConfig(**settings)
     files: dict[str, Any] = {"shards": tuple(_beside(path, shard) for shard in config.shards)}
     for name in ("checkpoint", "controlnet", "clip_vision", "tower", "folder"):
         files[name] = _beside(path, getattr(config, name))

@@ -88,6 +88,7 @@ class Batch:
 
 
 def batch_of(rows: Sequence[Row], step: int, numbers: range) -> Batch:
+    """The rows stacked into a Batch. numbers: their indices in the step."""
     latents, hints = ([x for x in found if x is not None] for found in zip(*((r.latent, r.hint) for r in rows)))
     return Batch(
         step=step,
@@ -104,7 +105,11 @@ def batch_of(rows: Sequence[Row], step: int, numbers: range) -> Batch:
 def batches(
     config: PretrainingConfig, tower_side: int, step: int, numbers: range, places: Sequence[Place]
 ) -> Iterator[list[Batch]]:
-    """One process's batches, from `step` on: the parts of each step. numbers, places: of its rows."""
+    """The batches of one process, from `step` on; each item is the parts of one step.
+
+    tower_side: pixels of the references. numbers: the process's rows. places: the positions of their streams. Raises
+    ValueError, in one sentence, if a stream has no usable sample left.
+    """
     loader, size = _loader(Rows(config, tower_side, step, numbers, places)), len(numbers) // config.accumulation
     rows = map(_raised, loader)
     for now in count(step):
@@ -118,7 +123,7 @@ def _raised(row: Row | ValueError) -> Row:
 
 
 def _loader(rows: Rows) -> DataLoader:
-    """Rows one by one, in order: each worker reads the same number of streams, and the loader alternates."""
+    """Rows one by one, in order: each worker reads equally many streams, and the loader takes the workers in turn."""
     most = min(rows.config.workers, len(rows.numbers))
     workers = next((n for n in range(most, 0, -1) if len(rows.numbers) % n == 0), 0)
     ahead: dict[str, Any] = {"prefetch_factor": max(2, 2 * len(rows.numbers) // workers)} if workers else {}
@@ -132,7 +137,7 @@ def _as_it_is(row: Any) -> Any:
 class Rows(IterableDataset):
     """The rows with these numbers, step by step, endless; if a stream fails, its error is the last item.
 
-    An error raised in a worker would come out of the loader as a long traceback.
+    If a worker raised it, the loader would turn it into a long traceback.
     """
 
     def __init__(
@@ -178,15 +183,15 @@ def _runs_a_command(url: str) -> bool:
 def stream(config: PretrainingConfig, tower_side: int, number: int, step: int, place: Place) -> Iterator[Row]:
     """Row `number` of that step and of all later ones. place: the stream's position.
 
-    Unreadable samples are counted and skipped; the first one of each shard is logged. Raises ValueError when no sample
-    can be read any more.
+    Unreadable samples are counted and skipped; the first one of each shard is logged. Raises ValueError, in one
+    sentence, after FRUITLESS shards without a usable sample.
     """
     urls = addresses(config)
     skipped, chances = place.skipped, ("flip", "rotation", "scale_low", "scale_high", "elastic", "blur")
     augmented = Augmentation(tower_side, **{name: getattr(config, name) for name in chances})
     fruitless, trouble = 0, "they are empty"
     for shard in count(place.shard):
-        fruitless, told = fruitless + 1, False
+        fruitless, logged = fruitless + 1, False
         chance = random.Random(f"{config.seed}:{number}:{shard}")
         url = urls[chance.randrange(len(urls))]
         for taken, sample in enumerate(_samples(url, config.shuffle, chance), start=1):
@@ -194,17 +199,17 @@ def stream(config: PretrainingConfig, tower_side: int, number: int, step: int, p
                 continue
             try:
                 row = decoded(sample, config, tower_side)
-            except Exception as error:  # whatever a decoder says of foreign bytes
+            except Exception as error:  # a decoder may raise anything for a stranger's bytes
                 skipped, trouble = skipped + 1, f"{type(error).__name__}: {error}"
-                if not told:
-                    log.warning("pretraining: skipped in %s: %.200s", url, trouble)
-                told = True
+                if not logged:
+                    log.warning("pretraining: skipped a sample of %s: %.200s", url, trouble)
+                logged = True
                 continue
             seed = generator("augment", config.seed, step, number).initial_seed()
             yield replace(row, reference=augmented(row.reference, seed), place=Place(shard, taken, skipped))
             step, fruitless = step + 1, 0
         if fruitless == FRUITLESS:
-            raise ValueError(f"{FRUITLESS} shards in a row hold no usable sample ({trouble:.200}); see to the shards.")
+            raise ValueError(f"{FRUITLESS} shards in a row have no usable sample ({trouble:.200}); check the shards.")
 
 
 def _samples(url: str, held: int, chance: random.Random) -> Iterator[Sample | Exception]:
@@ -238,17 +243,17 @@ def usable(config: PretrainingConfig, tower_side: int) -> list[Row]:
     for sample in samples:
         try:
             rows.append(decoded(sample, config, tower_side))
-        except Exception:  # whatever a decoder says of foreign bytes; the streams count them
+        except Exception:  # a decoder may raise anything for a stranger's bytes; the streams count these samples
             continue
         if len(rows) == config.sheet_rows:
             break
     if not rows:
-        raise ValueError("the shards hold no usable sample to draw a sheet of; see to them, or set sheet_every to 0.")
+        raise ValueError("the shards have no usable sample for a sheet; check the shards, or set sheet_every to 0.")
     return rows
 
 
 def decoded(sample: Sample | Exception, config: PretrainingConfig, tower_side: int) -> Row:
-    """Decode a sample into a row, without augmentation. Raises an error for an invalid sample."""
+    """Decode a sample into a row, without augmentation. Raises ValueError or a decoder's error if it is invalid."""
     if isinstance(sample, Exception):
         raise sample
     picture = _image(sample, "picture")
@@ -290,7 +295,7 @@ def _image(sample: Sample, part: str) -> Image.Image:
     file = Image.open(io.BytesIO(sample[f"{part}.{kind}"]))
     file.load()
     image: Image.Image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I"):  # 16 bits, as depth maps have; PIL itself would cut all above 255 off
+    if image.mode.startswith("I"):  # 16 bits, as in depth maps; PIL itself would clip every value above 255
         image = Image.fromarray((np.asarray(image, np.float32) / 257).round().astype(np.uint8))
     return image
 

@@ -35,7 +35,7 @@ from ..host.tuning.predict import parametrisation
 from ..host.unet import self_attentions
 from ..subject import Subject
 
-TEXT_TOKENS = 77  # one chunk of CLIP's: longer captions are cut, so that rows go together
+TEXT_TOKENS = 77  # one chunk of CLIP: longer captions are cut, so that rows have one length
 BETAS = (0.0, 0.2, 0.5, 1.0)  # the columns of a sheet
 SHEET_STEPS, SHEET_CFG, SHEET_SAMPLER, SHEET_SCHEDULER = 20, 4.0, "dpmpp_2m", "karras"
 
@@ -49,7 +49,7 @@ class FrozenBase:
         self.model, self.clip, self.vae, _ = _loaded(
             checkpoint, "a checkpoint", lambda path: comfy.sd.load_checkpoint_guess_config(path, model_options=options)
         )
-        self_attentions(self.model)  # or it is no U-Net of ours
+        self_attentions(self.model)  # raises ValueError for a model that is not a supported U-Net
         self.unet = self.model.model.diffusion_model.requires_grad_(False)
         sampling = self.model.model.model_sampling
         self.parametrisation, self.levels = parametrisation(sampling), sampling.sigmas.clone()
@@ -65,7 +65,7 @@ class FrozenBase:
         self.text = lru_cache(maxsize=256)(self._text)
 
     def encoder(self, family: str, tower: ImageTower | None = None, res_blocks: int = 2) -> SubjectEncoder:
-        """A new encoder for this base, without effect yet. tower: its own image tower; None for the host's."""
+        """A new encoder for this base, without effect before training. tower: its own image tower; None: the host's."""
         fields: dict[str, Any] = {"res_blocks": res_blocks}
         if tower is None:
             vision = self.clip_vision.model.vision_model
@@ -124,7 +124,7 @@ class FrozenBase:
         control = self.control
         control.pre_run(self.model.model, self.model.model.model_sampling.percent_to_sigma)
         control.set_cond_hint(hints)
-        control.cond_hint = None  # the last step's, kept by the host
+        control.cond_hint = None  # the host cached it in the last step
         added = control.get_control(noisy, sigma, conds, 1, options)
         skips: list[Tensor] = added.pop("output", [])
 
@@ -142,9 +142,9 @@ class FrozenBase:
 
     @torch.no_grad()
     def sheet(self, encoder_file: Path, rows: Sequence[Any]) -> Tensor:
-        """A sheet [H, W, 3] in 0..1; each row has reference, picture, and samples of the nodes with each of BETAS.
+        """A sheet [H, W, 3] in 0..1; each row has reference, picture, and one sample of the nodes for each of BETAS.
 
-        The noise is always the same; with a ControlNet the row's layout is used.
+        A row's noise is always the same; with a ControlNet its layout is used.
         """
         model, origin = read(encoder_file, comfy.ops.manual_cast)
         patcher = ModelPatcher(
@@ -197,8 +197,8 @@ def _resized(picture: Tensor, like: Tensor) -> Tensor:
 def _loaded(path: str, what: str, load: Any) -> Any:
     try:
         found = load(path) if Path(path).is_file() else None
-    except Exception as error:  # the host says it in many ways
-        raise ValueError(f"{path} is not {what} that ComfyUI can load ({error!s:.200}).") from error
+    except Exception as error:  # the host raises errors of many types
+        raise ValueError(f"{path} is not {what} that ComfyUI can load ({error!s:.200}); set another file.") from error
     if found is None:
-        raise ValueError(f"there is no {what.split(' ', 1)[1]} at {path}, or none that ComfyUI can load.")
+        raise ValueError(f"{path} is missing, or is not {what} that ComfyUI can load; set another file.")
     return found

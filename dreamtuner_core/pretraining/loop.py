@@ -1,7 +1,7 @@
 """The training loop: an object that takes one step at a time, and can be saved and resumed.
 
-All random numbers depend on (seed, step, row), so a resumed run takes the same steps as one without a break: bit by bit
-with the same number of processes, else up to the order of a sum.
+All random numbers depend on (seed, step, row), so a resumed run takes the same steps as one without a break: to the bit
+with the same number of processes, else up to the order in which floats are added.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Taken(NamedTuple):
 
 
 class Pretraining:
-    """A pre-training in progress, in each process. accelerator: Hugging Face's, for the exchange between them."""
+    """A pre-training in progress, in each process. accelerator: Hugging Face's, for the exchange between processes."""
 
     def __init__(self, config: PretrainingConfig, base: Base, encoder: SubjectEncoder, accelerator: Any) -> None:
         self.config, self.base, self.accelerator = config, base, accelerator
@@ -46,11 +46,15 @@ class Pretraining:
         self.averages = {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, weight_decay=config.weight_decay)
         self.batches: Iterator[list[Batch]] | None = None
-        self.whole = True  # whether the state is that after `step` steps, and not on the way to the next
-        self.stop = False  # set from outside: the step that is under way is the last
+        self.whole = True  # whether the state is that after `step` steps; False while an update is being applied
+        self.stop = False  # set from outside: the current step is the last
 
     def advance(self) -> Taken:
-        """Take one step. If a process is lost, the exception leaves the state as before the step."""
+        """Take one step. If it raises while `whole` is True, the state is that before the step.
+
+        Raises ValueError, in one sentence, for a loss or gradient that is not finite, and RuntimeError if another
+        process is lost.
+        """
         if self.batches is None:
             left = [Place(*self.places[row].tolist()) for row in self.rows]
             self.batches = batches(self.config, self.base.tower_side, self.step, self.rows, left)
@@ -68,8 +72,8 @@ class Pretraining:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), LARGEST_GRADIENT)
         if not (math.isfinite(taken.loss) and math.isfinite(norm)):
             raise ValueError(
-                f"the loss or its gradient is no number any more (step {self.step + 1}); lower learning_rate, or set "
-                "precision to fp32."
+                f"the loss or its gradient is not finite (step {self.step + 1}); lower learning_rate, or set precision "
+                "to fp32."
             )
         self.whole = False
         self._update()
@@ -77,7 +81,7 @@ class Pretraining:
         return taken
 
     def _gathered(self, places: Tensor, losses: Tensor) -> tuple[Taken, Tensor]:
-        """Gather losses and places of all rows from all processes; the last exchange of a step."""
+        """Gather places [rows, 3] and losses [rows] of all processes; the last exchange of a step."""
         stop = torch.full((len(losses), 1), float(self.stop), dtype=torch.float64)
         mine = torch.cat([places.double(), losses[:, None].double().cpu(), stop], dim=1)
         every = self.accelerator.gather(mine.to(self.accelerator.device)).cpu()  # [batch, 5], in the rows' order
@@ -105,12 +109,12 @@ class Pretraining:
         expected = {f"parameter.{name}": p.shape for name, p in self.parameters.items()}
         expected |= {f"average.{name}": x.shape for name, x in self.averages.items()}
         if expected != {name: x.shape for name, x in state.items() if name.startswith(("parameter.", "average."))}:
-            raise ValueError("the checkpoint holds other parameters than this encoder has; give a folder of its own.")
+            raise ValueError("the checkpoint has other parameters than this encoder; give this run its own folder.")
         load_optimizer_state(self.optimizer, self.parameters, state)
         for name, average in self.averages.items():
             average.copy_(state[f"average.{name}"])
         self.step, self.places, self.batches = int(state["step"]), state["places"].clone(), None
 
     def learned(self) -> dict[str, Tensor]:
-        """The weights to export: the averaged ones if ema is set."""
+        """The weights to export, by name: the averaged ones if ema is set."""
         return self.averages or {name: p.detach() for name, p in self.parameters.items()}

@@ -1,7 +1,6 @@
 """The loss of a step: the frozen base's own, with Eq. 1 (beta 1) in every transformer block.
 
-The frozen base predicts from noise, text and layout. Gradients flow only through what lies between an S-E-A and the
-loss.
+The frozen base predicts from noise, text and layout. The backward pass runs only from the loss to each S-E-A.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Base(Protocol):
 
 
 class Draw(NamedTuple):
-    """The random numbers of one row. level: uniform on 0..1, within the row's part of the noise levels."""
+    """The random numbers of one row. noise: [C, h, w]. level: uniform on 0..1, within its part of the noise levels."""
 
     level: float
     keeps_text: bool
@@ -61,7 +60,7 @@ class Draw(NamedTuple):
 
 
 def draw(config: PretrainingConfig, step: int, row: int, shape: Sequence[int]) -> Draw:
-    """Depends only on (seed, step, row). shape: of the row's latent."""
+    """The random numbers of that row; they depend only on (seed, step, row). shape: (C, h, w) of its latent."""
     chance = generator("row", config.seed, step, row)
     level, dropped = torch.rand(2, generator=chance).tolist()
     both, text = config.drop_both, config.drop_both + config.drop_text
@@ -83,7 +82,7 @@ class Objective(nn.Module):
         base, config, learned = self._base[0], self.config, next(self.encoder.learned())
         device, dtype = learned.device, learned.dtype
         hints = None if batch.hints is None else batch.hints.to(device)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):  # they choose their own types
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):  # the frozen networks choose their own types
             latents = base.encode(batch.pictures.to(device)) if batch.latents is None else batch.latents
             latents = base.scaled(latents.to(device, dtype))
             states = base.states(batch.references.to(device), self.encoder).to(device, dtype)

@@ -1,4 +1,4 @@
-"""A whole run: steps, checkpoints, the log and sheets; it saves its state however it ends."""
+"""A run from start to end: steps, checkpoints, the log and sheets. It saves its state however it ends."""
 
 from __future__ import annotations
 
@@ -58,23 +58,23 @@ def run(training: Pretraining) -> Path:
 def _step(training: Pretraining, folder: Path, began: int) -> Taken:
     """One step. If another process or a data worker dies, this process saves its state.
 
-    began: the first step of this run. An error in it would repeat, so it is not resumable.
+    began: the step at which this run began. An error in its first step would occur again, so it is not resumable.
     """
     try:
         return training.advance()
-    except RuntimeError as error:  # torch's, of a broken connection, a killed reader, a full device
-        said = " ".join(str(error).split())[:200]
+    except RuntimeError as error:  # of torch: a broken connection, a killed reader, a full device
+        reason = " ".join(str(error).split())[:200]
         if training.step == began:
-            raise ValueError(f"the first step failed ({said}); mend that, and start again.") from error
+            raise ValueError(f"the first step failed ({reason}); fix that, and start again.") from error
         if training.accelerator.is_main_process and training.whole and training.step:
             keep(training)
-        raise Unfinished(f"Something was lost in step {training.step + 1} ({said}). {_resume(folder)}") from error
+        raise Unfinished(f"Step {training.step + 1} failed ({reason}). {_resume(folder)}") from error
 
 
 def _resume(folder: Path) -> str:
     newest = checkpoint.checkpoints(folder)[-1:]
-    kept = f"All up to it is in {newest[0]}" if newest else "Nothing was kept yet"
-    return f"{kept}; the same command, given again, goes on from there."
+    found = f"The newest checkpoint is {newest[0]}" if newest else "There is no checkpoint yet"
+    return f"{found}; run the same command again to go on."
 
 
 def keep(training: Pretraining) -> None:
@@ -89,15 +89,15 @@ def export(encoder: SubjectEncoder, training: Pretraining, path: Path) -> None:
 
     Raises ValueError, in one sentence, if it cannot be written.
     """
-    told = {"steps": training.step, "pictures": training.step * training.config.batch}
+    trained = {"steps": training.step, "pictures": training.step * training.config.batch}
     weights = encoder.state_dict() | training.learned()
     copy = SubjectEncoder(encoder.config, device="meta")
     copy.load_state_dict(weights, assign=True)
-    origin = encoder_file.Origin(told | training.config.outcome(), training.config.licence)
+    origin = encoder_file.Origin(trained | training.config.outcome(), training.config.licence)
     try:
         encoder_file.save(path, copy, origin)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be written ({error}); make room, and start again.") from error
+        raise ValueError(f"{path} cannot be written ({error}); make room, and run the same command again.") from error
 
 
 class Report:
@@ -112,11 +112,11 @@ class Report:
         self._shorten_log()
         self.rows: list[Row] = usable(self.config, training.base.tower_side) if self.config.sheet_every else []
         self._print(
-            f"{sum(p.numel() for p in training.parameters.values()):,} weights learn, from step {training.step}"
+            f"training {sum(p.numel() for p in training.parameters.values()):,} weights, from step {training.step}"
         )
 
     def after(self, taken: Taken) -> None:
-        """Record a step."""
+        """Record a step; every `log_every` steps, log the mean loss and the speed."""
         self.losses.append(taken.loss)
         step = self.training.step
         if step % self.config.log_every == 0 or step == self.config.steps or taken.stop:
@@ -176,7 +176,7 @@ def _ending_after_a_step(training: Pretraining) -> Iterator[None]:
 
     def ask(number: int, frame: Any) -> None:
         training.stop = True
-        signal.signal(number, signal.SIG_DFL)  # the second one is meant
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

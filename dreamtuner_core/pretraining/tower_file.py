@@ -15,7 +15,7 @@ from ..texts import shown
 
 
 def save_tower(path: Path, tower: ImageTower) -> None:
-    """Write the tower, completely or not at all."""
+    """Write the tower, completely or not at all. Raises OSError if the disk fails."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in tower.state_dict().items()}
     metadata = {"tower": json.dumps(asdict(tower.config))}
     write_whole(path, lambda unfinished: save_file(weights, unfinished, metadata))
@@ -29,5 +29,5 @@ def read_tower(path: str | Path) -> ImageTower:
             tower = ImageTower(TowerConfig(**plain_json(metadata.get("tower"))))
         load_weights(tower, weights)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no image tower ({shown(error, 200)}).") from error
+        raise ValueError(f"{path} is not an image tower's file ({shown(error, 200)}); set another tower.") from error
     return tower

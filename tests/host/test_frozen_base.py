@@ -399,9 +399,9 @@ def test_the_base_is_as_it_was_after_training(files: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"checkpoint": "/none.safetensors"}, "there is no checkpoint at /none.safetensors"),
-        ({"controlnet": "/none.safetensors"}, "there is no ControlNet at /none.safetensors"),
-        ({"tower": str(CHECKPOINT)}, "is no image tower"),
+        ({"checkpoint": "/none.safetensors"}, "/none.safetensors is missing, or is not a checkpoint"),
+        ({"controlnet": "/none.safetensors"}, "/none.safetensors is missing, or is not a ControlNet"),
+        ({"tower": str(CHECKPOINT)}, "is not an image tower's file"),
     ],
 )
 def test_a_file_that_is_not_there_is_one_sentence(

@@ -173,7 +173,7 @@ def test_a_signal_ends_it_after_the_step(shards: list[str], tmp_path: Path) -> N
 def test_what_fails_in_the_first_step_is_not_to_be_tried_again(shards: list[str], tmp_path: Path) -> None:
     small = training(small_config(shards, tmp_path, steps=STEPS))
     small.base.predict = lambda *told: torch.ones(2, 3) @ torch.ones(2, 3)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"^the first step failed \(.*shapes cannot be multiplied.*\); mend that"):
+    with pytest.raises(ValueError, match=r"^the first step failed \(.*shapes cannot be multiplied.*\); fix that"):
         run(small)
 
 
@@ -266,7 +266,7 @@ def test_nothing_usable_is_one_sentence(tmp_path: Path) -> None:
     for name in ("a.tar", "missing.tar"):
         for workers in (0, 1):  # a worker's error would be a page
             config = small_config([str(tmp_path / name)], tmp_path, workers=workers)
-            with pytest.raises(ValueError, match=r"^8 shards in a row hold no usable sample \(.*see to the shards\.$"):
+            with pytest.raises(ValueError, match=r"^8 shards in a row have no usable sample \(.*check the shards\.$"):
                 next(batches(config, 32, 0, range(4), [Place()] * 4))
 
 
@@ -301,7 +301,7 @@ def test_a_run_of_other_settings_is_not_taken_up(shards: list[str], unbroken: Pa
 
 def test_a_spoilt_checkpoint_is_one_sentence(shards: list[str], tmp_path: Path) -> None:
     (tmp_path / "step_000000001.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"cannot be read: .* remove it, and the one before it is taken"):
+    with pytest.raises(ValueError, match=r"cannot be read: .* remove it, and the run resumes from the checkpoint before"):
         run(training(small_config(shards, tmp_path)))
 
 
@@ -323,7 +323,7 @@ def test_what_breaks_off_is_one_sample_and_told(tmp_path: Path, caplog: pytest.L
     assert [place.shard for place in places] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert all(place.skipped - place.shard in (0, 1) for place in places)  # shuffled among the others
     assert len(caplog.messages) == places[-1].skipped
-    assert all(f"skipped in {shard}: ReadError" in message for message in caplog.messages)
+    assert all(f"skipped a sample of {shard}: ReadError" in message for message in caplog.messages)
 
 
 class HalfWay:

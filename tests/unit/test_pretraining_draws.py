@@ -40,9 +40,9 @@ def test_the_papers_figures_are_the_defaults() -> None:
         ("side", 100, "side must be a multiple of 8, but is 100"),
         ("shards", (), "shards must not be empty"),
         ("shards", "a.tar", "shards must be a list of names"),
-        ("tower", "t.safetensors", "give one image tower, clip_vision or tower"),
-        ("clip_vision", "", "give one image tower, clip_vision or tower"),
-        ("drop_text", 0.7, "must not exceed 1 together"),
+        ("tower", "t.safetensors", "set exactly one of clip_vision and tower"),
+        ("clip_vision", "", "set exactly one of clip_vision and tower"),
+        ("drop_text", 0.7, "the sum of drop_text, drop_subject and drop_both must be at most 1"),
         ("latents", 1, "latents must be true or false, but is 1"),
         ("family", 1, "family must be text, but is 1"),
     ],
@@ -84,7 +84,7 @@ def test_no_shard_runs_a_command_unless_allowed(shard: str, command: bool) -> No
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     config = PretrainingConfig(**NEEDED, accumulation=2)
     assert config.rows_of(4) == 4
-    with pytest.raises(ValueError, match="batch 16 cannot be shared out to 3 processes in 2 parts each"):
+    with pytest.raises(ValueError, match="batch 16 cannot be divided among 3 processes .*; make it a multiple of 6"):
         config.rows_of(3)
 
 
@@ -105,7 +105,7 @@ def test_a_file_of_settings(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("steps = ", "cannot be read as TOML"),
-        ("stepz = 1", "sets 'stepz', which is no setting; known are accumulation"),
+        ("stepz = 1", "sets 'stepz', which is not a setting; the settings are accumulation"),
         ("steps = 1", "must set checkpoint"),
     ],
 )
