@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 UNFINISHED = ".unfinished"
-ABANDONED = 3600  # seconds without a write, after which an unfinished file has no writer any more
+ABANDONED = 3600  # seconds without a write, after which nobody writes an unfinished file any more
 LARGEST_HEADER = 8 * 2**20  # bytes of a safetensors header; those of large models with their metadata have one or two
 LONGEST_JSON = 2**20  # characters of a JSON text in the metadata
 
@@ -32,7 +32,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_all_whole(files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """The same for several files that belong together: none is renamed before all are written."""
+    """`write_whole` for several files that belong together: none is renamed before all are written."""
     unfinished: dict[Path, Path] = {}
     try:
         for path, write in files.items():
@@ -55,11 +55,11 @@ def _write(unfinished: Path, write: Callable[[Path], object]) -> None:
     with unfinished.open("rb+") as file:
         os.fsync(file.fileno())  # so that a power cut cannot leave the name on an empty file
     with suppress(OSError):  # not every file system has modes
-        unfinished.chmod(mode)  # as any file's: safetensors lets only its owner read what it writes
+        unfinished.chmod(mode)  # the usual mode: safetensors lets only the owner read what it writes
 
 
 def sweep(path: Path, older_than: float = 0) -> None:
-    """Remove temporary files of killed processes. older_than: seconds since the last write; 0 if nobody is writing."""
+    """Remove the temporary files of killed processes. older_than: seconds since the last write; 0 removes all."""
     with suppress(OSError):
         for left in path.parent.iterdir():
             if left.name.startswith(f".{path.name}.") and left.name.endswith(UNFINISHED):
@@ -71,7 +71,7 @@ def sweep(path: Path, older_than: float = 0) -> None:
 def read_whole(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file, copied, so that the file is not left mapped or open.
 
-    Windows cannot replace a mapped file. Raises ValueError, in a few words, for a file that is damaged or another kind.
+    Windows cannot replace a mapped file. Raises ValueError, in a few words, for a damaged file or one of another kind.
     """
     try:
         check_header(path)
@@ -79,21 +79,21 @@ def read_whole(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
             return {key: file.get_tensor(key).clone() for key in list(file.keys())}, file.metadata() or {}
     except MemoryError:
         raise
-    except Exception as error:  # whatever reading a stranger's bytes raises
-        raise ValueError("is no whole safetensors file") from error
+    except Exception as error:  # reading a stranger's bytes may raise anything
+        raise ValueError("is not a complete safetensors file") from error
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a network, which may lie on "meta", these weights in fp32, on the CPU, frozen and in inference mode.
+    """Load these weights into a network, which may be on "meta": fp32, on the CPU, frozen, in eval mode.
 
-    Raises ValueError, in a few words, unless they are all the network's, of its shapes, and numbers.
+    Raises ValueError, in a few words, unless names and shapes are those of the network and all values are finite.
     """
     expected = network.state_dict()
     if {name: x.shape for name, x in weights.items()} != {name: x.shape for name, x in expected.items()}:
-        raise ValueError("holds other weights than this network has")
+        raise ValueError("has other weights than this network")
     floats = {name: x.float() for name, x in weights.items() if not x.is_complex()}
     if len(floats) < len(weights) or not all(bool(torch.isfinite(x).all()) for x in floats.values()):
-        raise ValueError("holds weights that are no numbers")
+        raise ValueError("has NaN or infinite weights")
     network.load_state_dict(floats, assign=True)
     network.eval().requires_grad_(False)
 
@@ -106,14 +106,14 @@ def metadata_of_file(path: str | os.PathLike[str]) -> dict[str, str]:
             return file.metadata() or {}
     except MemoryError:
         raise
-    except Exception:  # whatever reading a stranger's bytes raises
+    except Exception:  # reading a stranger's bytes may raise anything
         return {}
 
 
 def check_header(path: str | os.PathLike[str], largest: int = LARGEST_HEADER) -> None:
     """Raise SafetensorError if this is not a regular file, or its header is larger than `largest` bytes.
 
-    safetensors reads a header of any size up to 100 MB as JSON, in half a minute and gigabytes.
+    safetensors parses a header of up to 100 MB as JSON, which takes half a minute and gigabytes of memory.
     """
     if not Path(path).is_file():  # a pipe would never end, a folder has no bytes
         raise SafetensorError("no file")
@@ -124,7 +124,7 @@ def check_header(path: str | os.PathLike[str], largest: int = LARGEST_HEADER) ->
 
 
 def plain_json(text: str | None, longest: int = LONGEST_JSON) -> Any:
-    """Parse a JSON text from an unknown source; None if it is invalid, too long, or nested too deeply."""
+    """Parse a JSON text from an unknown source. None if it is invalid, nested too deeply, or longer than `longest`."""
     if not isinstance(text, str) or len(text) > longest:
         return None
     try:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
-LARGEST_GRADIENT = 1.0  # norm over all parameters; larger ones are scaled down to it
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
+LARGEST_GRADIENT = 1.0  # norm over all parameters; a larger gradient is scaled down to it
 
 
 def optimizer_state(optimizer: torch.optim.AdamW, parameters: Mapping[str, Parameter]) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def load_optimizer_state(
     for name, parameter in parameters.items():
         parameter.copy_(state[f"parameter.{name}"])
         moments = {key: state[f"optimizer.{name}.{key}"] for key in MOMENTS if f"optimizer.{name}.{key}" in state}
-        # AdamW keeps its own count of steps on the CPU, and the moments beside their parameter
+        # AdamW has its count of steps on the CPU, and the moments on their parameter's device
         optimizer.state[parameter] = {
             key: x.clone() if key == "step" else x.to(parameter.device, copy=True) for key, x in moments.items()
         }

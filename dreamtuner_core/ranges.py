@@ -1,4 +1,4 @@
-"""Checks of the nodes' and settings' values: a linked input is not limited by the page's widget."""
+"""Checks of the values of nodes and settings, because the page's widget does not limit a linked input."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from .texts import shown
 
-LONGEST, LONGEST_LIST = 40, 120  # characters of a stranger's value, and of the known ones, in a sentence
+LONGEST, LONGEST_LIST = 40, 120  # characters of a value, and of the list of choices, in an error
 
 
 def setting(default: Any, tooltip: str = "", **limits: Any) -> Any:
-    """A field of a settings dataclass, with its range in the field's metadata. tooltip: of the node's input.
+    """A field of a settings dataclass, with its limits in the field's metadata. tooltip: of the node's input.
 
-    limits: low and high, its range; options, its choices; step, of the page's widget.
+    limits: low and high (the range), options (the choices), step (of the page's widget).
     """
     return field(default=default, metadata={"tooltip": tooltip, **limits})
 
@@ -39,21 +39,21 @@ def check_number(name: str, value: Any, low: float, high: float, whole: bool = F
     """
     kind = "a whole number" if whole else "a number"
     if not _is_number(value, whole):
-        raise ValueError(f"{name} must be {kind}, but is {_said(value)}.")
+        raise ValueError(f"{name} must be {kind}, but is {_quoted(value)}.")
     if not low <= value <= high:  # NaN too
         raise ValueError(f"{name} must be between {_text(low)} and {_text(high)}, but is {_text(value)}{usual}.")
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    """Raise ValueError, in one sentence, for a text that is none of the known ones."""
+    """Raise ValueError, in one sentence, for a value that is not one of the choices."""
     if value not in known:
-        raise ValueError(f"{name} must be one of {shown(', '.join(known), LONGEST_LIST)}, but is {_said(value)}.")
+        raise ValueError(f"{name} must be one of {shown(', '.join(known), LONGEST_LIST)}, but is {_quoted(value)}.")
 
 
 def check_switch(name: str, value: Any) -> None:
     """Raise ValueError, in one sentence, if the value is not a boolean."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, but is {_said(value)}.")
+        raise ValueError(f"{name} must be true or false, but is {_quoted(value)}.")
 
 
 def _is_number(value: Any, whole: bool) -> bool:
@@ -64,5 +64,5 @@ def _text(number: Any) -> str:
     return str(number) if isinstance(number, Integral) else f"{number:g}"
 
 
-def _said(value: Any) -> str:
+def _quoted(value: Any) -> str:
     return shown(repr(value), LONGEST)

@@ -24,15 +24,15 @@ class Rights:
             datetime.date.fromisoformat(self.until or "2000-01-01")
         except ValueError:
             raise ValueError(
-                f"until must be a day written as 2030-12-31, or empty, but is '{shown(self.until, 40)}'; write it so."
+                f"until must be a day written like 2030-12-31, or empty, but is '{shown(self.until, 40)}'; change it."
             ) from None
 
     def ended(self, today: datetime.date) -> bool:
         """Whether the last day of the allowed uses is past."""
         return bool(self.until) and today > datetime.date.fromisoformat(self.until)
 
-    def told(self, today: datetime.date) -> str:
-        """The rights as text; empty if nothing is known."""
+    def as_text(self, today: datetime.date) -> str:
+        """The rights in words, one line each; empty if nothing is known."""
         parts = [
             self.owner and f"Owner: {self.owner}",
             self.allowed_uses and f"Allowed: {self.allowed_uses}",

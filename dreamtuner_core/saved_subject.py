@@ -1,4 +1,4 @@
-"""What a saved subject may hold: the same limits for saving and for loading."""
+"""The content of a saved subject, and its limits, which are the same for saving and for loading."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CHANNELS = 64  # of a latent, at most
 MOST_STEPS = 10**9  # of a tuning
 TYPES = {torch.float32, torch.float16, torch.bfloat16}
 TUNING = ("class_word", "name", "lora_hash", "steps")  # of a TunedSubject, as plain values
-FIRST = {"caption": "cross", "encoding": "tokens"}  # parts of what may be there or not
-SECOND = {"caption": "pooled", "encoding": "without"}
+FIRST = {"caption": "cross", "encoding": "tokens"}  # of an optional pair, its first tensor's name
+SECOND = {"caption": "pooled", "encoding": "without"}  # and the second's
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def saved(
 
 
 def view_prefix(number: int) -> str:
-    """The prefix of that view's tensor names, counted from 1."""
+    """The prefix of that view's tensor names. number: counted from 1."""
     return f"view{number}."
 
 
@@ -110,13 +110,14 @@ def _check_views(content: SavedSubject) -> None:
     """Check that views are plain pictures, and fit the main picture and the size of a file."""
     for view in content.views:
         if view.views or view.words or view.encoding is not None:
-            raise ValueError("another picture of the subject holds more than a picture; combine the subjects again.")
+            raise ValueError("another picture of the subject has more than a picture; combine the subjects again.")
         if view.latent.shape[1:2] != content.latent.shape[1:2]:
             raise ValueError("the subject's pictures are of different VAEs; encode all with the same checkpoint.")
-    whole = sum(x.nbytes for x in content.tensors().values())
-    if len(content.views) > MOST_VIEWS or (content.views and whole > LARGEST_FILE - 2**20):
+    size = sum(x.nbytes for x in content.tensors().values())
+    if len(content.views) > MOST_VIEWS or (content.views and size > LARGEST_FILE - 2**20):
         raise ValueError(
-            f"a saved subject has at most {MOST_VIEWS} more pictures and {LARGEST_FILE >> 20} MiB; combine fewer."
+            f"a saved subject may have {MOST_VIEWS} other pictures and {LARGEST_FILE >> 20} MiB, but this one has "
+            f"{len(content.views)} and {size >> 20} MiB; combine fewer."
         )
 
 
@@ -128,7 +129,10 @@ def _check_sides(picture: Tensor, latent: Tensor) -> None:
             f"shape {_shape(picture)}."
         )
     if latent.shape[2:] != (height // SIZE_STEP, width // SIZE_STEP):
-        raise ValueError(f"the picture and latent must go together, but the latent is {_shape(latent)}.")
+        raise ValueError(
+            f"the latent must have 1/{SIZE_STEP} of the picture's sides {height}x{width}, but its shape is "
+            f"{_shape(latent)}."
+        )
 
 
 def _fits(name: str, x: Tensor, height: int, width: int) -> bool:
@@ -150,7 +154,7 @@ def _check_shapes(tensors: Mapping[str, Tensor]) -> None:
     for name, x in tensors.items():
         if not _fits(name, x, height, width) or x.dtype not in TYPES or x.numel() == 0:
             raise ValueError(
-                f"'{shown(name, 40)}' of a subject cannot be of shape {_shape(x)} and type {x.dtype}; encode the "
+                f"'{shown(name, 40)}' of a subject cannot have the shape {_shape(x)} and type {x.dtype}; encode the "
                 "picture again."
             )
     if sum(x.nbytes for x in tensors.values()) > LARGEST_FILE - 2**20:
@@ -164,17 +168,17 @@ def _shape(x: Tensor) -> str:
 def _check_values(tensors: Mapping[str, Tensor]) -> None:
     bad = next((name for name, x in tensors.items() if not torch.isfinite(x).all()), None)
     if bad is not None:
-        raise ValueError(f"the values in '{shown(bad, 40)}' are no numbers; encode the picture again.")
+        raise ValueError(f"'{shown(bad, 40)}' has NaN or infinite values; encode the picture again.")
     for name in ("picture", "mask"):
         if name in tensors and not (tensors[name].min() >= 0 and tensors[name].max() <= 1):
-            raise ValueError(f"the {name} has values that are not in 0..1; encode the picture again.")
+            raise ValueError(f"the {name} has values outside 0..1; encode the picture again.")
 
 
 def _check_tuning(tuning: Any) -> None:
     if not isinstance(tuning, Mapping) or set(tuning) != set(TUNING):
-        raise ValueError("it does not say how it was tuned")
+        raise ValueError(f"its tuning must have {', '.join(TUNING)}")
     checked_name(tuning["name"], "tuned subject's name")
     checked_class_word(tuning["class_word"])
     checked_text("the LoRA's hash", tuning["lora_hash"], 64)
     if type(tuning["steps"]) is not int or not 0 <= tuning["steps"] <= MOST_STEPS:
-        raise ValueError(f"the steps of its tuning must be a whole number, but are {shown(tuning['steps'])}")
+        raise ValueError(f"its tuning's steps must be a whole number in 0..10^9, but are {shown(tuning['steps'])}")

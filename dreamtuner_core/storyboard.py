@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .ranges import check_choice, check_number
-from .texts import checked_text
+from .texts import checked_text, shown
 
 MOST_LINES = 64
 MOST_WEIGHT = 100.0
@@ -24,7 +24,10 @@ class Line:
 
 @dataclass(frozen=True)
 class StoryboardConfig:
-    """How every line is drawn. first_weight, previous_weight: w_ref of the subject and of the earlier picture."""
+    """How every line is drawn. first_weight, previous_weight: w_ref of the subject and of the earlier picture.
+
+    Raises ValueError, in one sentence, for a value out of range.
+    """
 
     first_weight: float = 3.0
     previous_weight: float = 1.5
@@ -51,15 +54,17 @@ class StoryboardConfig:
 def story(prompts: str, always: str, names: str, subjects: int) -> list[Line]:
     """The lines that are not blank, each joined with `always`.
 
-    names: of the subjects, in their order, with commas between them; may be empty. A line that begins with some of
-    them and a colon ("hero, cat: on a roof") has those in it, any other line has all. subjects: how many are linked.
-    Raises ValueError, in one sentence, for no line, too many, and names that do not fit.
+    names: of the subjects, in their order, separated by commas; may be empty. A line that begins with some of them and
+    a colon ("hero, cat: on a roof") has only those subjects, any other line has all. subjects: how many are linked.
+    Raises ValueError, in one sentence, for no line, too many lines, or names that do not match.
     """
     for what, text in (("prompts", prompts), ("always", always), ("names", names)):
         checked_text(what, text)
     known = _parts(names)
     if len(known) > subjects or len(set(known)) < len(known):
-        raise ValueError(f"names must list {subjects} different names or fewer, one a subject, but is '{names}'.")
+        raise ValueError(
+            f"names must be at most {subjects} different names, one for each linked subject, but is '{shown(names)}'."
+        )
     texts = [line.strip() for line in prompts.splitlines() if line.strip()]
     if not texts:
         raise ValueError("prompts is blank; write one line for each picture.")
@@ -69,13 +74,13 @@ def story(prompts: str, always: str, names: str, subjects: int) -> list[Line]:
 
 
 def previous_of(lines: Sequence[Line], i: int) -> list[int]:
-    """The earlier pictures that line i is drawn from: for each subject in it the newest one that shows it.
+    """The earlier pictures that line i is drawn from: for each of its subjects, the newest one that shows it.
 
-    Pictures that show anyone who is not in line i are passed over, so that nobody slips into it.
+    A picture with a subject that is not in line i is not used, so that this subject does not appear in it.
     """
     who = set(lines[i].who)
-    shown = {one: j for j in range(i) if who.issuperset(lines[j].who) for one in lines[j].who}  # the newest wins
-    return sorted(set(shown.values()))
+    newest = {one: j for j in range(i) if who.issuperset(lines[j].who) for one in lines[j].who}  # a later j wins
+    return sorted(set(newest.values()))
 
 
 def _line(number: int, text: str, always: str, known: list[str], subjects: int) -> Line:
@@ -88,11 +93,11 @@ def _line(number: int, text: str, always: str, known: list[str], subjects: int) 
             who, text = tuple(sorted({known.index(name) for name in called})), after.strip()
         elif all(len(name.split()) == 1 for name in called):
             raise ValueError(
-                f"line {number} begins with '{before}:', but the names are {', '.join(known)}; use those before a "
-                "colon, or leave the colon out."
+                f"line {number} begins with '{shown(before)}:', but the names are {shown(', '.join(known))}; use only "
+                "these before a colon, or leave the colon out."
             )
     if not text:
-        raise ValueError(f"line {number} says who is there and nothing else; write what the picture shows.")
+        raise ValueError(f"line {number} has names but no text; write what the picture shows.")
     return Line(f"{text}, {always}" if always else text, who)
 
 

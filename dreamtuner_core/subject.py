@@ -24,7 +24,7 @@ class Subject:
     picture: [1, H, W, 3] in 0..1, the subject framed, on white where there is a mask.
     mask: [1, H, W] in 0..1, m_r; None where the whole picture is the subject.
     latent: [1, C, H/8, W/8], x^r, the VAE's output.
-    caption: the host's CONDITIONING that describes the reference; None is no text (zeros).
+    caption: the host's CONDITIONING that describes the reference; None is zeros instead of a text.
     noise_seed: the reference's noise, drawn once on the CPU.
     encoding: the picture encoded by a subject encoder (a type of `host`); None without one.
     views: other pictures of the same subject, each as a Subject without views; all share one encoding.
@@ -61,8 +61,8 @@ class Subject:
 def to_grid(mask: Tensor, height: int, width: int) -> Tensor:
     """Resize a mask [1, H, W] to a grid of tokens: [height * width], each the mean over the pixels that it touches.
 
-    Whole pixels count: if a side does not divide, neighbouring windows share a row or column, like the receptive fields
-    of the U-Net's stride-2 convolutions.
+    If a side does not divide, neighbouring windows share a row or column, like the receptive fields of the U-Net's
+    stride-2 convolutions.
     """
     return F.adaptive_avg_pool2d(mask.float(), (height, width)).flatten()
 
@@ -70,13 +70,14 @@ def to_grid(mask: Tensor, height: int, width: int) -> Tensor:
 def token_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
     """Rows and columns of a layer with so many tokens, for a latent of height x width.
 
-    Each downsampling halves a side and rounds up, as a stride-2 convolution with padding 1 does.
+    Each downsampling halves a side and rounds up, as a stride-2 convolution with padding 1 does. Raises ValueError if
+    no downsampling has so many tokens.
     """
     rows, columns = height, width
     while rows * columns > tokens:
         rows, columns = -(-rows // 2), -(-columns // 2)
     if rows * columns != tokens:
-        raise ValueError(f"{tokens} tokens are no down-sampling of a {height}x{width} latent.")
+        raise ValueError(f"{tokens} tokens are not a downsampling of a {height}x{width} latent.")
     return rows, columns
 
 
@@ -85,8 +86,8 @@ def subject_mask(
 ) -> Tensor:
     """Invert a MASK [1, H, W] if needed, so that 1 is the subject.
 
-    marks: "subject", "background", or "auto" to look at the mask (masks.what_is_marked, and so image and find):
-    LoadImage's mask of a cut-out picture marks what is transparent.
+    marks: "subject", "background", or "auto" to decide by the mask (masks.what_is_marked, with image and find): the
+    mask that LoadImage makes of a cut-out picture marks what is transparent.
     """
     if marks == "auto":
         marks = what_is_marked(mask, image, find)
@@ -97,10 +98,10 @@ def frame(image: Tensor, mask: Tensor | None, resolution: int) -> tuple[Tensor, 
     """Crop and resize to the subject, so that it is neither cut off nor tiny. resolution: rounded to a multiple of 8.
 
     image: [1, H, W, 3]; mask: [1, H, W], 1 = subject. With a mask: the subject on white, in the middle of a square of
-    `resolution`, MARGIN free around it; specks do not count. Without: the whole picture at its own aspect, at the area
-    of that square. Returns picture [1, H', W', 3] and mask [1, H', W'] or None; H' and W' are multiples of 8.
+    `resolution`, with MARGIN around it; specks are ignored. Without: the whole picture at its own aspect ratio, with
+    the area of that square. Returns picture [1, H', W', 3] and mask [1, H', W'] or None; H' and W' are multiples of 8.
     """
-    resolution = round(resolution / SIZE_STEP) * SIZE_STEP  # API callers may send other values than the page
+    resolution = round(resolution / SIZE_STEP) * SIZE_STEP  # callers of the API may send values that the page cannot
     if mask is None:
         scale = resolution / (image.shape[1] * image.shape[2]) ** 0.5
         height, width = (max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in image.shape[1:3])

@@ -6,8 +6,8 @@
     word.<text encoder>                    S*
     view<n>.picture, .mask, .latent, ...   its other pictures, from 1 (version 2; without them a file is of version 1)
 
-and in the metadata, under "subject", a JSON object of plain values. A file may come from anywhere: its size and header
-are checked before anything else of it is read.
+and in the metadata, under "subject", a JSON object of plain values. A file may come from anywhere, so its size and
+header are checked before the rest is read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMAT, VERSION, WITH_VIEWS = "dreamtuner.subject", "1", "2"
 
 
 def to_file(content: SavedSubject) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata."""
+    """The tensors and the metadata of its file."""
     plain: dict[str, Any] = {
         "noise_seed": content.noise_seed,
         "caption_text": content.caption_text,
@@ -51,7 +51,7 @@ def from_file(path: str | os.PathLike[str]) -> SavedSubject:
     name = shown(Path(path).name)
     try:
         if Path(path).stat().st_size > LARGEST_FILE:
-            raise ValueError(f"the file is larger than {LARGEST_FILE >> 20} MiB, which no subject is")
+            raise ValueError(f"the file is larger than {LARGEST_FILE >> 20} MiB, the most that a subject may have")
         tensors, metadata = read_whole(path)
         return _built(tensors, _plain(metadata))
     except (OSError, ValueError) as error:
@@ -69,10 +69,10 @@ def _plain(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError(f"it is of version {shown(version, 20)}, and this pack reads {VERSION} and {WITH_VIEWS}")
     plain = plain_json(metadata.get("subject"))
     if not isinstance(plain, dict) or not isinstance(plain.get("rights"), dict):
-        raise ValueError("it does not say what it holds")
+        raise ValueError("its metadata do not describe a subject")
     views = plain.get("views", []) if version == WITH_VIEWS else []
     if not isinstance(views, list) or not all(isinstance(view, dict) for view in views) or len(views) > MOST_VIEWS:
-        raise ValueError("it does not say which other pictures it holds")
+        raise ValueError("its metadata do not describe its other pictures")
     plain["views"] = views
     return plain
 
@@ -85,16 +85,16 @@ def _built(tensors: dict[str, Tensor], plain: Mapping[str, Any]) -> SavedSubject
     caption, encoding = (_pair(tensors, name) for name in ("caption", "encoding"))
     picture, mask, latent = (tensors.pop(name, None) for name in ("picture", "mask", "latent"))
     if picture is None or latent is None:
-        raise ValueError("it holds no picture and latent that go together")
+        raise ValueError("it lacks its picture or its latent")
     strange = next((name for name in tensors if not name.startswith("word.")), None)
     if strange is not None:
-        raise ValueError(f"it holds '{shown(strange, 40)}', which a subject does not have")
+        raise ValueError(f"it has '{shown(strange, 40)}', which is not part of a subject")
     return SavedSubject(
         picture=picture,
         mask=mask,
         latent=latent,
         caption=caption,
-        noise_seed=plain.get("noise_seed", -1),  # checked there, as all the rest is
+        noise_seed=plain.get("noise_seed", -1),  # SavedSubject checks it, as it checks the rest
         rights=Rights(**{item.name: plain["rights"].get(item.name, "") for item in fields(Rights)}),
         caption_text=plain.get("caption_text", ""),
         tuning=_tuning(plain.get("tuning")),
@@ -110,7 +110,7 @@ def _pair(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]
     """Caption or encoding, taken out of the tensors."""
     first, second = (tensors.pop(f"{name}.{part[name]}", None) for part in (FIRST, SECOND))
     if first is None and second is not None:
-        raise ValueError(f"it holds half of its {name}")
+        raise ValueError(f"it has only half of its {name}")
     return None if first is None else (first, second)
 
 

@@ -1,4 +1,4 @@
-"""Texts from outside (widgets, files): checked when they come in, and cleaned before they are shown."""
+"""Texts from outside (widgets, files): checked when they are read, and cleaned before they are shown."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import unicodedata
 
 LONGEST_TEXT = 4000  # characters
 LONGEST_SHOWN = 80  # characters of a stranger's text in a message
-LONGEST_NAME = 100  # bytes, as the file systems count
-LAYOUT = "\t\n\r"  # the control characters that a text of several lines may hold
-FORBIDDEN = set('/\\<>:"|?*,()[]{}')  # what folders, Windows or a prompt's own grammar take for something else
-ENDINGS = (".safetensors", ".pt", ".bin")  # with which `embedding:rex.pt` may be another file
+LONGEST_NAME = 100  # bytes, as file systems count
+LAYOUT = "\t\n\r"  # the control characters that a text of several lines may have
+FORBIDDEN = set('/\\<>:"|?*,()[]{}')  # characters with a meaning in a path, on Windows or in a prompt
+ENDINGS = (".safetensors", ".pt", ".bin")  # with one of these, `embedding:rex.pt` may be another file
 DEVICES = {
     "CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$",
     *(f"{port}{i}" for port in ("COM", "LPT") for i in (*range(10), "¹", "²", "³")),
 }  # fmt: skip
 
 
-def shown(thing: object, longest: int = LONGEST_SHOWN) -> str:
+def shown(value: object, longest: int = LONGEST_SHOWN) -> str:
     """Any value as one line of text that is safe to show in a terminal or on a page.
 
     Unprintable characters (control characters, lone surrogates, direction marks) become U+FFFD, runs of spaces one
     space, and the text is cut to `longest` characters.
     """
-    text = str(thing[: 4 * longest] if isinstance(thing, str) else thing)[: 4 * longest]
+    text = str(value[: 4 * longest] if isinstance(value, str) else value)[: 4 * longest]
     text = " ".join(text.split())
     text = "".join(c if c.isprintable() else "\ufffd" for c in text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
@@ -36,12 +36,12 @@ def checked_text(what: str, text: object, longest: int = LONGEST_TEXT) -> str:
         raise ValueError(f"{what} must have at most {longest} characters, but has {len(text)}; shorten it.")
     odd = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in LAYOUT), None)
     if odd is not None:
-        raise ValueError(f"{what} must be plain text, but holds the character U+{ord(odd):04X}; type it again.")
+        raise ValueError(f"{what} must be plain text, but has the character U+{ord(odd):04X}; type it again.")
     return text
 
 
 def checked_name(name: str, what: str = "name") -> str:
-    """Return the name of a new file, normalised. Raises ValueError if it is not a plain file name.
+    """Return the name of a new file, in Unicode's NFC. Raises ValueError, in one sentence, if it is not a plain name.
 
     Letters of any language are allowed. Spaces are not, because `embedding:<name>` ends at a space in a prompt.
     """
@@ -62,7 +62,7 @@ def checked_name(name: str, what: str = "name") -> str:
     elif len(name.encode()) > LONGEST_NAME:
         why = f"is longer than {LONGEST_NAME} bytes"
     if why:
-        raise ValueError(f"the {what} '{shown(name, 40)}' {why}; take a plain one, such as 'rex' or 'blue_teapot'.")
+        raise ValueError(f"the {what} '{shown(name, 40)}' {why}; use a plain name, such as 'rex' or 'blue_teapot'.")
     return name
 
 
@@ -70,7 +70,7 @@ def checked_class_word(class_word: str) -> str:
     """Return the class word without spaces around it. Raises ValueError if it is empty or not plain words."""
     word = " ".join(checked_text("the class word", class_word).split())
     if not word:
-        raise ValueError("the class word is empty; say what the subject is, such as 'dog', 'teapot' or 'backpack'.")
+        raise ValueError("the class word is empty; write what the subject is, such as 'dog', 'teapot' or 'backpack'.")
     if "embedding:" in word.lower() or not word.isprintable():
         raise ValueError(f"the class word must be plain words, such as 'dog', but is '{shown(word)}'.")
     return word

@@ -81,6 +81,6 @@ class LoadSubject(io.ComfyNode):
         subject, tuned = load_subject(file, subject_encoder)
         tell_rights(subject, cls.hidden.prompt, cls.hidden.extra_pnginfo)
         missing = ExecutionBlocker(f"Load Subject: '{file}' was not tuned; unlink its tuned_subject and phrase.")
-        rights = subject.rights.told(today())
+        rights = subject.rights.as_text(today())
         phrase = tuned.phrase if tuned else missing
         return io.NodeOutput(subject, tuned or missing, phrase, rights, ui=noted(rights_notes(subject)))

@@ -71,7 +71,7 @@ def read(
             weights = {key: file.get_tensor(key).clone() for key in list(file.keys())}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"'{name}' is no whole safetensors file ({shown(error)}); download or copy it again."
+            f"'{name}' is not a complete safetensors file ({shown(error)}); download or copy it again."
         ) from error
     except ValueError as error:
         raise ValueError(f"'{name}' {error}") from error

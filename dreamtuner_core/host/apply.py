@@ -127,7 +127,7 @@ def _checked_region(region: Tensor) -> Tensor:
     """A region MASK as [1 or B, H, W] in 0..1. Raises ValueError if it is empty."""
     region = region.float().reshape(region.shape[:-2].numel(), *region.shape[-2:])
     if not torch.isfinite(region).all():
-        raise ValueError("the region mask has values that are no numbers (NaN or infinity); mend the node before it.")
+        raise ValueError("the region mask has NaN or infinite values; check the node that it comes from.")
     if region.numel() == 0 or region.max() <= 0:
         raise ValueError("the region is empty, so the subject could appear nowhere; paint it, or leave it unlinked.")
     return region.clamp(0, 1)

@@ -105,7 +105,7 @@ def _refused(files: Sequence[File], error: Exception) -> str:
         return f"{where} could not be written because the disk is full; make room and queue again."
     absolute = r"(?<!\w)(/|[A-Za-z]:[/\\])\S+"
     why = shown(getattr(error, "strerror", None) or re.sub(absolute, "...", str(error)))
-    return f"{where} could not be written ({why}); mend that and queue again."
+    return f"{where} could not be written ({why}); fix that and queue again."
 
 
 def place(path: Path) -> str:

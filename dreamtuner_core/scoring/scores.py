@@ -1,7 +1,9 @@
-"""How good pictures of a subject are: what is wrong with one, how it resembles the reference, and which is best.
+"""How good pictures of a subject are: their faults, their likeness to the reference, and their ranking.
+
+Pictures are [H, W, 3] in 0..1, and masks [H, W] in 0..1, 1 is the subject.
 
 Ours: the paper (table 1) measures CLIP-I and CLIP-T on whole pictures. Here each figure is of the subject alone, so
-that a scene that differs, as it should, costs nothing. A picture is looked at alone: no figure depends on the batch.
+that a different scene does not lower it. Each picture is measured alone: no figure depends on the batch.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from torch.nn import functional as F
 
 from ..ranges import check_number
 
-BLANK = 0.02  # standard deviation of a picture in which nothing is
-CELL, GRAIN = 2, 0.5  # pixels; a picture whose neighbouring cells are less alike than this is noise
-EXTREME, BURNT = 0.01, 0.25  # how near 0 or 1 a value is burnt; share of such pixels above the reference's
-CUT = 0.3  # share of the subject's width or height that lies on the picture's edge
-BINS = 4  # a channel, of the colours' histogram
+BLANK = 0.02  # a picture with a smaller standard deviation is blank
+CELL, GRAIN = 2, 0.5  # pixels; a picture whose neighbouring cells have a smaller correlation is noise
+EXTREME, BURNT = 0.01, 0.25  # a value this near 0 or 1 is clipped; largest share of such pixels above the reference's
+CUT = 0.3  # largest share of the subject's width or height on the picture's edge
+BINS = 4  # of the colour histogram, per channel
 CROP = 256  # pixels; sharpness is compared on crops of at most this size
 FATAL = ("blank", "noise", "burnt", "subject not found")  # never pass; a cut-off picture only ranks low
 
@@ -39,9 +41,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Score:
-    """Of one picture. likeness and text: cosines, None where not measured. sharpness: 1 is the reference's.
+    """The figures of one picture. likeness and text: cosines in -1..1, None if not measured.
 
-    colour: 0..1, the share of the subject's colours that it has in common with the reference.
+    sharpness: 0 or more, 1 is the reference's. colour: 0..1, the share of the subject's colours that it has in common
+    with the reference.
     """
 
     likeness: float | None
@@ -51,7 +54,7 @@ class Score:
     faults: tuple[str, ...] = ()
 
     def failures(self, limits: Limits) -> list[str]:
-        """Why it does not pass, in words; empty where it passes."""
+        """Why it does not pass, in words; empty if it passes."""
         found = [fault for fault in self.faults if fault in FATAL]
         for name, least in vars(limits).items():
             value = getattr(self, name)
@@ -60,7 +63,7 @@ class Score:
         return found
 
     def key(self, limits: Limits) -> tuple[bool, bool, float]:
-        """Sorts best first: what passes, then what has no fault, then by likeness (colour where none was measured)."""
+        """Sorts best first: those that pass, then those without a fault, then by likeness (colour if not measured)."""
         value = self.colour if self.likeness is None else self.likeness
         return bool(self.failures(limits)), bool(self.faults), -value
 
@@ -71,7 +74,7 @@ def ranking(scores: Sequence[Score], limits: Limits) -> list[int]:
 
 
 def faults(picture: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> tuple[str, ...]:
-    """What is wrong with a picture [H, W, 3] and its subject's mask [H, W], whatever it shows."""
+    """The faults of a picture [H, W, 3] with its subject's mask [H, W]; the reference's sizes may differ."""
     if picture.std() < BLANK:
         return ("blank",)
     if grain(picture) < GRAIN:
@@ -87,7 +90,7 @@ def faults(picture: Tensor, mask: Tensor, reference: Tensor, reference_mask: Ten
 
 
 def grain(picture: Tensor) -> float:
-    """Correlation of neighbouring cells of CELL pixels, along the better of the two axes: near 0 in noise alone."""
+    """Correlation of neighbouring cells of a picture [H, W, 3], along the better axis: near 0 in noise."""
     cells = F.avg_pool2d(picture.movedim(-1, 0)[None].double(), CELL)[0]  # [3, h, w]
     cells = cells - cells.mean(dim=(1, 2), keepdim=True)
     pairs = ((cells[:, 1:], cells[:, :-1]), (cells[:, :, 1:], cells[:, :, :-1]))
@@ -95,14 +98,20 @@ def grain(picture: Tensor) -> float:
 
 
 def clipped(picture: Tensor, mask: Tensor) -> float:
-    """Share of the subject (of the whole picture where there is none) whose every channel is at its end."""
+    """Share of the subject's pixels whose every channel is clipped, 0..1; of all pixels if the mask is empty.
+
+    picture: [H, W, 3]; mask: [H, W].
+    """
     at_end = ((picture < EXTREME) | (picture > 1 - EXTREME)).all(dim=-1).double()
     weight = mask.double() if mask.max() > 0.5 else torch.ones_like(at_end)
     return float((at_end * weight).sum() / weight.sum())
 
 
 def edge_contact(mask: Tensor) -> float:
-    """How much of the subject's width or height lies on the picture's edge, at the edge where it is most: 0..1."""
+    """Share of the subject's width or height that lies on an edge of the picture, the largest of the four: 0..1.
+
+    mask: [H, W], not empty.
+    """
     inside = mask > 0.5
     width, height = (int(inside.any(dim).sum()) for dim in (0, 1))
     on_edges = [(inside[0], width), (inside[-1], width), (inside[:, 0], height), (inside[:, -1], height)]
@@ -110,10 +119,10 @@ def edge_contact(mask: Tensor) -> float:
 
 
 def sharpness(picture: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> float:
-    """How crisp the subject is, against the reference: 1 is as crisp, 0 has no edge; noise exceeds 1.
+    """How sharp the subject is, relative to the reference: 1 is as sharp, 0 has no edge; noise exceeds 1.
 
-    Pictures [H, W, 3] and masks [H, W], framed alike; the larger is brought to the size of the smaller, for size alone
-    is no sharpness.
+    Square pictures [S, S, 3] and masks [S, S], framed alike; the larger pair is resized to the smaller one, because a
+    larger size alone is not sharper.
     """
     side = min(picture.shape[0], reference.shape[0], CROP)
     one, other = (_edges(*pair, side) for pair in ((picture, mask), (reference, reference_mask)))
@@ -121,7 +130,7 @@ def sharpness(picture: Tensor, mask: Tensor, reference: Tensor, reference_mask: 
 
 
 def _edges(picture: Tensor, mask: Tensor, side: int) -> float:
-    """Mean energy of what a blur of 3 pixels takes away, inside the subject, against its own contrast."""
+    """Mean energy inside the subject of what a blur of 3 pixels removes, relative to the subject's contrast."""
     four = torch.cat([picture.mean(-1, keepdim=True), mask[..., None]], dim=-1).movedim(-1, 0)[None].double()
     grey, inside = F.interpolate(four, (side, side), mode="bilinear", antialias=True)[0]
     weight = inside * (inside > 0.5)
@@ -133,13 +142,13 @@ def _edges(picture: Tensor, mask: Tensor, side: int) -> float:
 
 
 def colour(picture: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> float:
-    """Shared part of the subjects' colour histograms, 0..1."""
+    """Shared part of the subjects' colour histograms, 0..1. Pictures [H, W, 3] and masks [H, W], of any two sizes."""
     pairs = ((picture, mask), (reference, reference_mask))
     return float(torch.minimum(*(_histogram(*pair) for pair in pairs)).sum())
 
 
 def _histogram(picture: Tensor, mask: Tensor) -> Tensor:
-    """[BINS ** 3], sums to one; a colour between two bins counts in both."""
+    """The subject's colours, [BINS ** 3], with sum 1; a colour between two bins counts in both."""
     position = picture.reshape(-1, 3).double().clamp(0, 1) * (BINS - 1)
     index = torch.arange(BINS, dtype=torch.float64)
     near = (1 - (position[..., None] - index).abs()).clamp_min(0)  # [HW, 3, BINS]
@@ -148,12 +157,15 @@ def _histogram(picture: Tensor, mask: Tensor) -> Tensor:
 
 
 def best_match(reference: Tensor, weight: Tensor, picture: Tensor) -> float:
-    """Mean over the subject's tokens [M, C], each by its weight [M], of the cosine to the best of [N, C]."""
+    """How well the picture's tokens match the reference's: the weighted mean of each one's best cosine, -1..1.
+
+    reference: [M, C]; weight: [M], m_r of its tokens; picture: [N, C].
+    """
     a, b = (F.normalize(x.float(), dim=-1) for x in (reference, picture))
     best = (a @ b.T).amax(dim=1)
     return float((best * weight).sum() / weight.sum())
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
-    """Of two vectors [C] or [1, C]."""
+    """The cosine of two vectors [C] or [1, C], -1..1."""
     return float(F.cosine_similarity(one.flatten().double(), other.flatten().double(), dim=0))

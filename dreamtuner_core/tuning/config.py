@@ -26,19 +26,22 @@ class TuningConfig:
 
     learning_rate: of U-Net and text encoder; 0 takes the method's own from RATES. rank: of the LoRA; alpha equals it.
     regular_pictures: 0 is tuning without a prior. regular_from: "subject" makes them resemble it (the paper); "class"
-    draws the bare class (plain DreamBooth); "both" is half and half, and those that resemble it are trained with the
-    caption that drew them (ours). min_snr: gamma of min-SNR weighting; 0 is none. accumulation: pairs to one step.
-    encoder_resblocks: whether the ResBlocks of the model's subject encoder learn too. prior_weight: of the regular
-    pictures' loss.
+    draws the plain class (plain DreamBooth); "both" is half and half, and those that resemble it are trained with the
+    caption that drew them (ours). min_snr: gamma of min-SNR weighting; 0 is none. accumulation: pairs per step.
+    encoder_resblocks: whether the ResBlocks of the model's subject encoder are trained too. prior_weight: of the
+    regular pictures' loss.
     """
 
     steps: int = setting(
-        400, "300 pleases, 800 is enough for most. More steps later go on from these.", low=1, high=100_000
+        400,
+        "How long it trains. 300 is often enough, 800 for most subjects. With more steps later, it goes on from here.",
+        low=1,
+        high=100_000,
     )
-    seed: int = setting(0, "Decides everything that chance decides here.", low=0, high=2**64 - 1)
+    seed: int = setting(0, "The seed of all random numbers of the tuning.", low=0, high=2**64 - 1)
     method: str = setting(
         "lora",
-        "lora: small and quick. full: all layers, as in the paper; needs far more memory and disk.",
+        "lora: small and fast. full: all layers, as in the paper; needs far more memory and disk.",
         options=METHODS,
     )
     rank: int = setting(16, "Size of the LoRA.", low=1, high=256)
@@ -48,37 +51,37 @@ class TuningConfig:
     word_rate: float = setting(5e-3, "Learning rate of the new word.", low=0.0, high=1.0, step=1e-5)
     regular_pictures: int = setting(
         32,
-        "Pictures that resemble the subject, drawn first, so that the class keeps its meaning. Kept on disk for the "
-        "next tuning.",
+        "Pictures that resemble the subject, drawn before the training, so that the model does not forget the class. "
+        "Cached on disk for the next tuning.",
         low=0,
         high=1024,
     )
-    text_encoder: bool = setting(True, "Whether the text encoder learns too.")
-    masked_loss: bool = setting(False, "Learn from the subject alone, and not from the white around it.")
+    text_encoder: bool = setting(True, "Train the text encoder too.")
+    masked_loss: bool = setting(False, "Learn from the subject alone, not from the white around it.")
     min_snr: float = setting(0.0, "Gamma of min-SNR weighting; 5 is usual, 0 is none.", low=0.0, high=1000.0, step=0.5)
     precision: str = setting(
         "auto",
-        "What the model computes in; auto is bf16 where the GPU knows it, and fp32 for full. What is learned is in "
+        "The type that the model computes in. auto: bf16 if the GPU supports it, but fp32 for full. What is trained is "
         "fp32.",
         options=PRECISIONS,
     )
     gradient_checkpointing: bool = setting(
-        True, "Needs much less memory, and a third more time. The result is the same."
+        True, "Needs much less memory, and about a third more time. The result is the same."
     )
-    accumulation: int = setting(1, "Pairs of pictures to one step.", low=1, high=64)
+    accumulation: int = setting(1, "Pairs of pictures per step.", low=1, high=64)
     checkpoint_interval: int = setting(
-        100, "Steps between two savings of the state, from which a killed tuning goes on.", low=1, high=100_000
+        100, "Steps between two checkpoints, from which an interrupted tuning goes on.", low=1, high=100_000
     )
     regular_from: str = setting(
         "subject",
-        "What the regular pictures show. subject: what resembles it, as in the paper. class: the class as the model "
-        "draws it. both: half and half, which leaves the bare class more as it was.",
+        "What the regular pictures show. subject: pictures that resemble it, as in the paper. class: the plain class, "
+        "as the model draws it. both: half of each, which changes the plain class less.",
         options=REGULAR_FROM,
     )
     encoder_resblocks: bool = setting(
         False,
-        "Whether the subject encoder on the model learns too. The model must come through Apply Subject Encoder with "
-        "this subject. Gives a subject encoder of the same name.",
+        "Train the model's subject encoder too. The model must come from Apply Subject Encoder with this subject. It "
+        "is saved as a subject encoder with the same name.",
     )
     prior_weight: float = setting(1.0, low=0.0, high=100.0)
 
@@ -92,14 +95,15 @@ class TuningConfig:
 
     @property
     def shares(self) -> tuple[int, int]:
-        """How many regular pictures resemble the subject, and how many are of the plain class."""
+        """How many regular pictures resemble the subject, and how many show the plain class."""
         of_class = {"subject": 0, "class": self.regular_pictures, "both": self.regular_pictures // 2}[self.regular_from]
         return self.regular_pictures - of_class, of_class
 
     @property
     def encoder_rate(self) -> float:
-        """Learning rate of the encoder's ResBlocks. They are whole weights whatever the method, so theirs is the full
-        method's (the paper's 1e-6), and rises and falls with a learning_rate that is given (ours).
+        """Learning rate of the encoder's ResBlocks, whose full weights are trained in both methods.
+
+        So it is that of the full method (the paper's 1e-6), in proportion to learning_rate if that is set (ours).
         """
         return self.rate * (RATES["full"] / RATES[self.method])
 
@@ -110,7 +114,7 @@ class TuningConfig:
 
 
 def warm_up(step: int, steps: int = 10) -> float:
-    """The schedule, a factor on every learning rate: it rises over the first steps and is then constant.
+    """The schedule, a factor in 0..1 on every learning rate: it rises over the first steps and is then constant.
 
     It does not depend on the tuning's length, so a longer tuning begins with the same steps as a shorter one.
     """

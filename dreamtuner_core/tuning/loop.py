@@ -20,7 +20,9 @@ from .losses import min_snr, pair_loss, row_losses, target
 from .pairs import Draw, Pairs
 
 Predict = Callable[[Tensor, Tensor, Draw], Tensor]
-"""(noisy [B, C, h, w], sigma [B], draw) -> what the network says [B, C, h, w]; row 0 is told "a <class> S*", row 1 not.
+"""(noisy [B, C, h, w], sigma [B], draw) -> the network's output [B, C, h, w].
+
+Row 0 has the text "a <class> S*", row 1, if there is one, that of the regular picture.
 """
 
 
@@ -35,7 +37,7 @@ class Group:
 class Tuning:
     """A tuning in progress.
 
-    groups: the trained parameters. levels: the model's noise levels [T], rising. parametrisation: "eps" or "v".
+    groups: the trained parameters. levels: the model's noise levels sigma [T], rising. parametrisation: "eps" or "v".
     """
 
     def __init__(
@@ -63,7 +65,10 @@ class Tuning:
         return len(self.losses)
 
     def advance(self) -> float:
-        """Take one step and return its loss. An exception leaves the parameters unchanged."""
+        """Take one step and return its loss. An exception leaves the parameters unchanged.
+
+        Raises ValueError, in one sentence, for a loss or gradient that is not finite.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * warm_up(self.step)
@@ -75,8 +80,8 @@ class Tuning:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), LARGEST_GRADIENT)
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise ValueError(
-                f"the loss or its gradient is no number any more (step {self.step + 1}); lower the learning rates, or "
-                "set precision to fp32."
+                f"the loss or its gradient is not finite (step {self.step + 1}); lower the learning rates, or set "
+                "precision to fp32."
             )
         self.optimizer.step()
         self.losses.append(total)
@@ -98,7 +103,7 @@ class Tuning:
         return pair_loss(losses, min_snr(self.parametrisation, sigma, self.config.min_snr), self.config.prior_weight)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, copied to the CPU."""
+        """Everything that the next step depends on, by name, copied to the CPU."""
         state = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         return state | optimizer_state(self.optimizer, self.parameters)
 
@@ -106,7 +111,7 @@ class Tuning:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Resume from a state. Raises ValueError, without changes, for a state of another tuning."""
         if not self._is_own(state):
-            raise ValueError("the checkpoint holds other parameters than this tuning trains.")
+            raise ValueError("the checkpoint has other parameters than this tuning; take another name.")
         load_optimizer_state(self.optimizer, self.parameters, state)
         self.losses = state["losses"].tolist()
 

@@ -22,7 +22,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 
 def target(parametrisation: str, latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The network's target: [B, C, h, w]. latent, noise: [B, C, h, w]; sigma: [B]."""
+    """The network's target [B, C, h, w]. latent, noise: [B, C, h, w]; sigma: [B]. Raises ValueError unless eps or v."""
     if parametrisation == EPS:
         return noise
     if parametrisation == V:
@@ -43,7 +43,10 @@ def min_snr(parametrisation: str, sigma: Tensor, gamma: float) -> Tensor:
 
 
 def row_losses(predicted: Tensor, wanted: Tensor, counted: Tensor | None) -> Tensor:
-    """Mean squared error of each row [B]. counted: [1, h, w] in 0..1, a weight for row 0; None is everywhere 1."""
+    """Mean squared error of each row: [B]. predicted, wanted: [B, C, h, w].
+
+    counted: [1, h, w] in 0..1, a weight for row 0; None is 1 everywhere.
+    """
     square = (predicted - wanted) ** 2  # [B, C, h, w]
     losses = square.mean((1, 2, 3))
     if counted is None:

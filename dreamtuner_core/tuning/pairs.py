@@ -40,7 +40,7 @@ class Pairs:
     mask: Tensor | None = None
 
     def draw(self, seed: int, step: int, part: int, levels: int) -> Draw:
-        """The draw of one pair; depends only on (seed, step, part)."""
+        """The draw of one pair; depends only on (seed, step, part). levels: how many noise levels there are."""
         chance = generator("pair", seed, step, part)
         return Draw(
             flip=torch.randint(2, (2,), generator=chance),  # probability 0.5
@@ -57,5 +57,5 @@ class Pairs:
         return torch.stack(rows)
 
     def counted(self, draw: Draw) -> Tensor | None:
-        """The weight of the reference's error, [1, h, w], flipped like the reference; None is everywhere 1."""
+        """The weight of the reference's error, [1, h, w] in 0..1, flipped like the reference; None is 1 everywhere."""
         return None if self.mask is None else self.mask[draw.flip[0]]

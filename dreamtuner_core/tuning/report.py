@@ -24,7 +24,10 @@ def smoothed(losses: Sequence[float], window: int = 25) -> list[float]:
 
 
 def report(title: str, losses: Sequence[float], samples: Mapping[int, Tensor], columns: Sequence[str]) -> Tensor:
-    """The report as an image [1, H, W, 3] in 0..1. samples: by step, [len(columns), h, w, 3] in 0..255 (uint8)."""
+    """The report as an image [1, H, W, 3] in 0..1.
+
+    samples: by step, [len(columns), h, w, 3] in 0..255 (uint8). columns: the prompt of each sample.
+    """
     plot = Image.new("RGB", (WIDTH, PLOT_HEIGHT + 3 * CAPTION), PAPER)
     pen = ImageDraw.Draw(plot)
     put(pen, (GAP, 2), title, 12, INK, WIDTH - 2 * GAP)

@@ -154,13 +154,13 @@ def test_a_strangers_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
         tensors, metadata, path = saved(combine(subject(), subject(seed=19)), tmp_path)
         plain = json.loads(metadata["subject"])
         for sentence, changed, told in (
-            ("holds 'view1.", tensors, plain | {"views": []}),
-            ("no picture and latent", tensors, plain | {"views": [{"noise_seed": 0}] * 2}),
-            ("which other pictures", tensors, plain | {"views": [3]}),
+            ("has 'view1.", tensors, plain | {"views": []}),
+            ("lacks its picture", tensors, plain | {"views": [{"noise_seed": 0}] * 2}),
+            ("its other pictures", tensors, plain | {"views": [3]}),
             ("noise seed", tensors, plain | {"views": [{}]}),
             ("more than a picture", tensors | {"view1.word.l": torch.zeros(8)}, plain),
             ("different VAEs", tensors | {"view1.latent": tensors["view1.latent"].repeat(1, 2, 1, 1)}, plain),
-            ("no numbers", tensors | {"view1.latent": tensors["view1.latent"] * float("nan")}, plain),
+            ("NaN or infinite values", tensors | {"view1.latent": tensors["view1.latent"] * float("nan")}, plain),
         ):
             save_file(changed, path, metadata | {"subject": json.dumps(told)})
             with pytest.raises(ValueError, match=sentence):

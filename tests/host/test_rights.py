@@ -47,7 +47,7 @@ def test_a_subject_without_rights_is_a_plain_one() -> None:
 
 
 def test_a_day_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="Encode Subject Image: until must be a day written as 2030-12-31"):
+    with pytest.raises(ValueError, match="Encode Subject Image: until must be a day written like 2030-12-31"):
         encode(picture(), until="soon")
 
 

@@ -138,21 +138,21 @@ TUNED = {"class_word": "teapot", "name": "pot", "lora_hash": "0" * 64, "steps": 
 HOSTILE = {
     "another format": (lambda t, m: m.update(format="x"), "not a saved subject"),
     "newer version": (lambda t, m: m.update(version="9"), "version 9"),
-    "no json": (lambda t, m: m.update(subject="{"), "does not say"),
-    "deep json": (lambda t, m: m.update(subject="[" * 100_000), "does not say"),
+    "no json": (lambda t, m: m.update(subject="{"), "do not describe"),
+    "deep json": (lambda t, m: m.update(subject="[" * 100_000), "do not describe"),
     "unknown tensor": (lambda t, m: t.update(code=torch.zeros(3)), "'code'"),
     "wrong picture": (lambda t, m: t.update(picture=torch.zeros(1, 64, 80, 4)), "'picture'"),
-    "no picture": (lambda t, m: t.pop("picture"), "go together"),
-    "latent that does not fit": (lambda t, m: t.update(latent=torch.zeros(1, 4, 9, 10)), "go together"),
+    "no picture": (lambda t, m: t.pop("picture"), "lacks its picture"),
+    "latent that does not fit": (lambda t, m: t.update(latent=torch.zeros(1, 4, 9, 10)), "but its shape is 1x4x9x10"),
     "integers": (lambda t, m: t.update(latent=torch.zeros(1, 4, 8, 10, dtype=torch.int64)), "'latent'"),
     "mask of another size": (lambda t, m: t.update(mask=torch.zeros(1, 8, 8)), "'mask'"),
-    "NaN": (lambda t, m: t["latent"].fill_(torch.nan), "no numbers"),
+    "NaN": (lambda t, m: t["latent"].fill_(torch.nan), "NaN or infinite values"),
     "out of range": (lambda t, m: t["picture"].fill_(7), "0..1"),
     "seed": (plain({"noise_seed": -1}), "noise seed"),
     "seed of another kind": (plain({"noise_seed": "1"}), "noise seed"),
     "rights of another kind": (plain({"rights": {"owner": 7}}), "owner"),
     "rights without an end": (plain({"rights": {"until": "soon"}}), "until"),
-    "tuning": (plain({"tuning": {"name": 1}}), "tuned"),
+    "tuning": (plain({"tuning": {"name": 1}}), "its tuning must have class_word"),
     "long text": (plain({"caption_text": "x" * 5000}), "at most 4000"),
     "an odd owner": (plain({"rights": {"owner": "a\ud800"}}), "owner must be plain text"),
     "a terminal's colours": (plain({"caption_text": "\x1b[31m"}), "caption_text must be plain text"),
@@ -198,10 +198,10 @@ def test_nothing_of_the_files_times_is_in_the_pictures(base: Path) -> None:
 def test_a_file_that_is_none_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_subject(subject(), "pot")
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match="no whole safetensors"):
+    with pytest.raises(ValueError, match="not a complete safetensors"):
         from_file(path)
     path.write_bytes(b"\x80\x04pickle")
-    with pytest.raises(ValueError, match="no whole safetensors"):
+    with pytest.raises(ValueError, match="not a complete safetensors"):
         from_file(path)
     monkeypatch.setattr("dreamtuner_pack.dreamtuner_core.subject_file.LARGEST_FILE", 3)
     with pytest.raises(ValueError, match="larger"):
@@ -260,7 +260,7 @@ def test_nodes(base: Path) -> None:
     _, learned, phrase, rights = load("plain.safetensors")
     assert "not tuned" in learned.message
     assert rights == ""
-    with pytest.raises(ValueError, match="Save Subject: until must be a day written as 2030-12-31"):
+    with pytest.raises(ValueError, match="Save Subject: until must be a day written like 2030-12-31"):
         SaveSubject.execute(of, "pot", until="tomorrow")
     assert LoadSubject.fingerprint_inputs("pot.safetensors") != LoadSubject.fingerprint_inputs("plain.safetensors")
     assert LoadSubject.fingerprint_inputs("../x") == ""

@@ -193,7 +193,7 @@ def test_every_bad_input_has_a_sentence(folder: Path) -> None:
             score(images, subject, **inputs)
     with pytest.raises(ValueError, match="expected a batch of RGB pictures"):
         score(images[..., :1], subject)
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="NaN or infinite values"):
         score(images * float("nan"), subject)
 
 

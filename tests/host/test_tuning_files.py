@@ -407,7 +407,7 @@ def test_a_prompt_that_misspells_the_name_is_told(world: World, caplog: pytest.L
             {"subject": {"latent": 1}},
             "expected what Encode Subject Image or Load Subject gives on subject, but got a dict",
         ),
-        ({"class_word": "d\ud800g"}, r"the class word must be plain text, but holds the character U\+D800"),
+        ({"class_word": "d\ud800g"}, r"the class word must be plain text, but has the character U\+D800"),
         ({"name": 7}, "the name must be a text"),
     ],
 )

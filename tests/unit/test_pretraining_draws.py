@@ -84,7 +84,7 @@ def test_no_shard_runs_a_command_unless_allowed(shard: str, command: bool) -> No
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     config = PretrainingConfig(**NEEDED, accumulation=2)
     assert config.rows_of(4) == 4
-    with pytest.raises(ValueError, match="batch 16 cannot be divided among 3 processes .*; make it a multiple of 6"):
+    with pytest.raises(ValueError, match=r"batch 16 cannot be divided among 3 processes .*; make it a multiple of 6"):
         config.rows_of(3)
 
 

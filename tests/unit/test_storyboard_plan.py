@@ -40,9 +40,9 @@ def test_without_names_a_colon_is_text() -> None:
         ("x\n" * (MOST_LINES + 1), "", "at most 64 lines, but prompts has 65"),
         ("a\nhreo: runs", "hero, cat", "line 2 begins with 'hreo:'"),
         ("hero, dog: runs", "hero, cat", "line 1 begins with 'hero, dog:'"),
-        ("hero:", "hero, cat", "line 1 says who is there and nothing else"),
-        ("a", "hero, cat, dog", "names must list 2"),
-        ("a", "cat, cat", "names must list 2"),
+        ("hero:", "hero, cat", "line 1 has names but no text"),
+        ("a", "hero, cat, dog", "names must be at most 2 different names"),
+        ("a", "cat, cat", "names must be at most 2 different names"),
     ],
 )
 def test_bad_stories_are_refused_in_a_sentence(prompts: str, names: str, sentence: str) -> None:

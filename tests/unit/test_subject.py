@@ -170,7 +170,7 @@ def test_a_token_grid_is_what_the_convolutions_leave(height: int, width: int, le
 
 
 def test_a_grid_of_no_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match="63 tokens are no down-sampling of a 8x8 latent"):
+    with pytest.raises(ValueError, match="63 tokens are not a downsampling of a 8x8 latent"):
         token_grid(8, 8, 63)
 
 

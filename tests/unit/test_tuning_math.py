@@ -234,7 +234,7 @@ def test_a_loss_that_is_no_number_stops_before_anything_is_learned() -> None:
     broken = pairs()
     tuning = linear_tuning(TuningConfig(), Pairs(broken.reference * math.inf, broken.regular))
     before = tuning.state()
-    with pytest.raises(ValueError, match=r"no number.*learning rates"):
+    with pytest.raises(ValueError, match=r"not finite.*learning rates"):
         tuning.advance()
     assert tuning.step == 0
     assert all(torch.equal(x, before[name]) for name, x in tuning.state().items())
@@ -246,7 +246,7 @@ def test_a_gradient_that_is_no_number_stops_before_anything_is_learned() -> None
     predict = tuning.predict
     tuning.predict = lambda *told: (said := predict(*told)) + (said * 0).sqrt()
     before = tuning.state()
-    with pytest.raises(ValueError, match=r"its gradient is no number.*learning rates"):
+    with pytest.raises(ValueError, match=r"its gradient is not finite.*learning rates"):
         tuning.advance()
     assert tuning.step == 0
     assert all(torch.equal(x, before[name]) for name, x in tuning.state().items())
@@ -326,9 +326,9 @@ def test_rights() -> None:
     assert not rights.ended(datetime.date(2030, 12, 31))
     assert rights.ended(datetime.date(2031, 1, 1))
     assert (
-        rights.told(datetime.date(2031, 1, 1))
+        rights.as_text(datetime.date(2031, 1, 1))
         == "Owner: Ada\nAllowed: one poster\nUntil: 2030-12-31 (this day is past)"
     )
-    assert Rights().told(datetime.date(2031, 1, 1)) == ""
+    assert Rights().as_text(datetime.date(2031, 1, 1)) == ""
     with pytest.raises(ValueError, match="until"):
         Rights(until="next week")

@@ -209,6 +209,6 @@ def _noted(modules: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, 
 def _finite(tokens: Tensor, encoder: LoadedEncoder) -> Tensor:
     if not torch.isfinite(tokens).all():
         raise ValueError(
-            f"'{encoder.name}' made values that are no numbers of this picture; run the image tower in fp32."
+            f"'{encoder.name}' gives NaN or infinite values for this picture; run the image tower in fp32."
         )
     return tokens

@@ -175,7 +175,7 @@ def _checked(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[-1] < 3 or images.numel() == 0:
         raise ValueError(f"expected a batch of RGB pictures, but got a tensor of shape {tuple(images.shape)}.")
     if not torch.isfinite(images).all():
-        raise ValueError("the pictures have values that are no numbers (NaN or infinity); mend the node before it.")
+        raise ValueError("the pictures have NaN or infinite values; check the node that they come from.")
     return images[..., :3].float().cpu().clamp(0, 1)
 
 

@@ -67,9 +67,7 @@ def encode_subject(
         notes.append("mended")
     latent = vae.encode(picture)
     if not torch.isfinite(latent).all():
-        raise ValueError(
-            "the VAE made values that are no numbers (NaN or infinity); run it in fp32, or take another VAE."
-        )
+        raise ValueError("the VAE gives NaN or infinite values for this picture; run it in fp32, or use another VAE.")
     encoding = None if subject_encoder is None else encode_picture(subject_encoder, picture)
     subject = Subject(
         picture=picture,
@@ -132,7 +130,7 @@ def _checked_image(image: Tensor) -> Tensor:
             "for several subjects use one Encode Subject Image and one Apply each."
         )
     if not _finite(image):
-        raise ValueError("the picture has values that are no numbers (NaN or infinity); mend the node before it.")
+        raise ValueError("the picture has NaN or infinite values; check the node that it comes from.")
     return image[..., :3].float().cpu()
 
 
@@ -142,7 +140,7 @@ def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
     if mask.shape[0] != 1:
         raise ValueError(f"expected one mask, but got a batch of {mask.shape[0]}; give the one of this picture.")
     if mask.numel() and not _finite(mask):
-        raise ValueError("the mask has values that are no numbers (NaN or infinity); mend the node before it.")
+        raise ValueError("the mask has NaN or infinite values; check the node that it comes from.")
     if mask.numel() == 0 or mask.max() <= 0:
         raise ValueError(
             "the mask is empty (all black), so there is no subject; paint one, or leave the mask unlinked to have the "
