@@ -1,4 +1,4 @@
-"""A model merge takes only the weights of its second model and loses a subject on it, so a warning is shown."""
+"""A model merge takes only the weights of its second model, and so drops a subject applied to it: it warns."""
 
 from __future__ import annotations
 

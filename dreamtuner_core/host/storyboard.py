@@ -1,6 +1,6 @@
-"""Draw Storyboard: one picture a line, each looking at its subjects and at the picture before (appendix B).
+"""Draw Storyboard: one picture for each line, which looks at its subjects and at the picture before (appendix B).
 
-What is drawn is kept as latents, so that a changed line draws itself and what follows from it, and nothing else.
+The latents are cached, so that after a change only the changed lines, and those that depend on them, are drawn again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .subject.encode import encode_subject
 from .subject.find import find_subject
 from .subject.rights import tell_rights_of_run
 
-LIMIT = 256 * 1024**2  # bytes of latents kept for one model: some thousand pictures of 1024 pixels
+LIMIT = 256 * 1024**2  # bytes of latents cached for one model: some thousand pictures of 1024 pixels
 COLUMNS = 4  # of the sheet
 SMALLEST, LARGEST = 64, 16384  # pixels of a picture's side
 
@@ -44,7 +44,7 @@ def blank(width: int, height: int) -> dict[str, Any]:
 
 
 class KeptLatents:
-    """Latents by key, bounded in bytes; the one not used for longest goes first."""
+    """A cache of latents by key, bounded in bytes; the least recently used is removed first."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
@@ -57,14 +57,14 @@ class KeptLatents:
         return self._kept[key][0]
 
     def put(self, key: Any, latent: Tensor, alive: Any) -> None:
-        """alive: what the key names by its id, lest another thing gets that id."""
+        """Add a latent. alive: the object whose id is in the key, held so that no other object gets that id."""
         self._kept[key] = latent, alive
         while sum(kept.nbytes for kept, _ in self._kept.values()) > self.limit:
             self._kept.popitem(last=False)
 
 
 _kept: weakref.WeakKeyDictionary[ModelPatcher, KeptLatents] = weakref.WeakKeyDictionary()
-"""By the very model that was linked: what other packs put on a model cannot be read, so no other one is the same."""
+"""By the linked model object itself: other packs' patches cannot be compared, so no other object is the same model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,17 +81,17 @@ class Storyboard:
     config: StoryboardConfig
 
     def draw(self, node_id: str | None = None) -> tuple[Tensor, Tensor]:
-        """The pictures [lines, H, W, 3] in 0..1, and a sheet of them [1, H', W', 3]. Lines drawn before are kept.
+        """The pictures [lines, H, W, 3] in 0..1, and a sheet of them [1, H', W', 3]. Cached lines are only decoded.
 
         Raises ValueError, in one sentence, for a model that cannot read the subjects or negative, several latents, or a
-        sampler that the host does not know.
+        sampler that the host does not have.
         """
         check_choice("sampler_name", self.config.sampler_name, comfy.samplers.SAMPLER_NAMES)
         check_choice("scheduler", self.config.scheduler, comfy.samplers.SCHEDULER_NAMES)
         if (batch := self.latent["samples"].shape[0]) != 1:
             raise ValueError(f"expected one latent, but got a batch of {batch}; each line is one picture.")
         check_text(self.model, "negative", self.negative)
-        tell_rights_of_run(self.subjects)  # of a line that is kept as well
+        tell_rights_of_run(self.subjects)  # also for lines from the cache
         kept, progress = _kept.setdefault(self.model, KeptLatents()), Progress(self, node_id)
         keys: list[tuple] = []
         pictures: list[Tensor] = []
@@ -116,7 +116,7 @@ class Storyboard:
         return previous_of(self.lines, i) if self.config.previous_weight > 0 else []
 
     def key(self, i: int, before: Sequence[tuple]) -> tuple:
-        """All that line i depends on, beside the model. before: the keys of the earlier lines."""
+        """Everything that line i depends on, besides the model. before: the keys of the earlier lines."""
         line, config = self.lines[i], self.config
         own = Fingerprint().add(line.text, config.seed_of(i), config.first_weight, config.steps, config.cfg)
         own.add(config.sampler_name, config.scheduler)
@@ -155,7 +155,7 @@ class Storyboard:
         )
 
     def seen_in(self, i: int, picture: Tensor) -> Subject | None:
-        """Whoever is in the picture [1, H, W, 3] of line i, found and cut out; None where nobody is found."""
+        """The subject that is found in the picture [1, H, W, 3] of line i, cut out; None if none is found."""
         mask = found_in(picture)
         if mask is None:
             return None
@@ -196,6 +196,6 @@ class Progress:
 
 
 def found_in(picture: Tensor) -> Tensor | None:
-    """MASK [1, H, W] of whoever is in the picture [1, H, W, 3]; None where nobody is found."""
+    """The MASK [1, H, W] of what is found in the picture [1, H, W, 3]; None if nothing is found."""
     mask = find_subject(picture)
     return mask if mask.max() > 0 else None

@@ -108,10 +108,10 @@ def test_every_misfit_has_a_sentence(room: Path) -> None:
         ("there is no folder '../x'", {"tower_folder": "../x"}),
         ("'another' is a bert, which is neither CLIP nor DINO", {"tower_folder": another}),
         ("'half' cannot be loaded", {"tower_folder": half}),
-        ("'blind' has no preprocessor_config.json", {"tower_folder": blind}),
-        ("'odd' has no config.json that can be read", {"tower_folder": "odd"}),
+        ("'blind' has no valid preprocessor_config.json", {"tower_folder": blind}),
+        ("'odd' has no valid config.json", {"tower_folder": "odd"}),
         ("'mute' cannot be loaded", {"tower_folder": mute} | text),
-        ("is a DINO, which knows no texts", {"tower_folder": DINO} | text),
+        ("is a DINO, which cannot read text", {"tower_folder": DINO} | text),
         ("no text to match", {"tower_folder": CLIP, "min_text": 0.2}),
         ("both clip_vision and the tower_folder", {"tower_folder": CLIP, "clip_vision": base().model}),
     ]

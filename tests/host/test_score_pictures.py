@@ -176,16 +176,16 @@ def test_every_bad_input_has_a_sentence(folder: Path) -> None:
     seen, other = tower(folder), tower(folder, projection=32)
     text = text_encoder(folder)
     wrong: list[tuple[str, dict[str, Any]]] = [
-        ("nothing to measure likeness by", {"keep": 1}),
-        ("nothing to measure likeness by", {"model": base().model}),
-        ("know no threshold", own | {"min_likeness": 0.5}),
+        ("nothing is linked that measures likeness", {"keep": 1}),
+        ("nothing is linked that measures likeness", {"model": base().model}),
+        ("have no threshold", own | {"min_likeness": 0.5}),
         ("link clip_vision, or unlink clip", own | {"clip": text, "text": "a robot"}),
         ("there is no text to match", own | {"min_text": 0.2}),
         ("the text to match is empty", {"clip_vision": seen, "clip": text, "text": " "}),
         ("no text projection", {"clip_vision": seen, "clip": base().clip, "text": "a robot"}),
         ("no text projection", {"clip_vision": seen, "clip": text_encoder(folder, projected=False), "text": "a robot"}),
-        ("do not go together", {"clip_vision": other, "clip": text, "text": "a robot"}),
-        ("do not go together", {"clip_vision": tower(folder, "dinov2"), "clip": text, "text": "a robot"}),
+        ("are not a pair", {"clip_vision": other, "clip": text, "text": "a robot"}),
+        ("are not a pair", {"clip_vision": tower(folder, "dinov2"), "clip": text, "text": "a robot"}),
         ("min_sharpness must be between 0 and 1", own | {"min_sharpness": float("nan")}),
     ]
     for sentence, inputs in wrong:

@@ -222,7 +222,7 @@ def test_streamed_weights_that_cannot_be_loaded_again_are_refused(
         raise RuntimeError("Cannot create non-dynamic delegate: cached_patcher_init is not initialized.")
 
     streamed(monkeypatch, world.model, refuse)
-    with pytest.raises(ValueError, match=r"use Load Checkpoint, or start ComfyUI with --disable-dynamic-vram\.$"):
+    with pytest.raises(ValueError, match=r"load it with Load Checkpoint, or start ComfyUI with --disable-dynamic-vram\.$"):
         world.tune()
 
 
@@ -485,7 +485,7 @@ def test_more_steps_go_on_and_end_as_if_asked_for_at_once(world: World) -> None:
     world.tune("grown", steps=4)
     world.tune("whole", steps=4)
     assert same(world.loras / "grown.safetensors", world.loras / "whole.safetensors")
-    with pytest.raises(ValueError, match="learned 4 steps already"):
+    with pytest.raises(ValueError, match="trained for 4 steps already"):
         world.tune("grown", steps=3)
 
 
@@ -663,7 +663,7 @@ def test_a_damaged_state_begins_anew(world: World, monkeypatch: pytest.MonkeyPat
     state.unlink()
     world.tune()
     (world.loras / "rex.safetensors").unlink()
-    with pytest.raises(ValueError, match="learned 4 steps already"):
+    with pytest.raises(ValueError, match="trained for 4 steps already"):
         world.tune(steps=2)
     world.tune()
     assert same(world.loras / "rex.safetensors", world.loras / "whole.safetensors")
@@ -681,7 +681,7 @@ def test_another_familys_clip_is_refused(tmp_path: Path, family: str, clip: str)
     with folders(tmp_path):
         world = World(tmp_path, family)
         world.clip = World(tmp_path, clip).clip
-        with pytest.raises(ValueError, match=r"the clip makes text of width \d+, but this model reads \d+; link"):
+        with pytest.raises(ValueError, match=r"the clip encodes text with width \d+, but this model needs width \d+; link"):
             world.tune()
 
 

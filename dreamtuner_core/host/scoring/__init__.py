@@ -1,1 +1,1 @@
-"""The quality gate in the host: what measures a picture of a subject, and what the nodes ask of it."""
+"""The quality gate in the host: the image towers that measure a picture, and the scores of a batch."""

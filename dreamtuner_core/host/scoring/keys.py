@@ -1,7 +1,7 @@
-"""Likeness by the checkpoint's own keys: what its last self-attention makes of two pictures that are hardly noised.
+"""Likeness by the checkpoint's own keys: those of its last self-attention for two pictures with little noise.
 
-Ours, where no image tower is at hand. It puts pictures of one setting in order and no more: noise and burnt pictures
-have keys that resemble anything, so its figures are no measure of their own.
+Ours, for use without an image tower. It only ranks pictures of one setting: the keys of noise and of burnt pictures
+resemble any others, so a figure alone means nothing.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from ..apply import check_fit
 from ..sampling.reference import reference_features, text_conditions
 from ..unet import self_attentions
 
-TIMESTEP, TIMESTEPS = 50, 1000  # hardly noised: details are still there
+TIMESTEP, TIMESTEPS = 50, 1000  # little noise, so that details remain
 
 
 def as_subject(vae: Any, picture: Tensor, mask: Tensor | None, like: Subject) -> Subject:
-    """A framed picture [1, H, W, 3] as the same kind of subject: its text and noise, its own latent."""
+    """A framed picture [1, H, W, 3] and its mask [1, H, W] as a subject with the text and noise of `like`."""
     latent = vae.encode(picture)
     return replace(like, picture=picture, mask=mask, latent=latent, views=())
 
 
 def keys(model: ModelPatcher, subject: Subject) -> LayerFeatures:
-    """Of the subject's tokens at the last self-attention. Raises ValueError for a model that cannot read it."""
+    """The subject's features at the last self-attention: k [1, M, C] of its M tokens.
+
+    Raises ValueError, in one sentence, for a model that cannot read the subject.
+    """
     check_fit(model, subject)
     shape = [1, *subject.latent.shape[1:]]
     comfy.model_management.load_models_gpu([model], memory_required=model.memory_required(shape))

@@ -1,4 +1,4 @@
-"""From pictures in the host to what the gate lets through."""
+"""Measuring a batch of pictures for the quality gate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BY_KEYS = "keys (order alone)"
 
 
 class Framed(NamedTuple):
-    """A subject alone: picture [1, H, W, 3] and mask [1, H, W]; all of the picture where it was not found."""
+    """A subject alone: picture [1, H, W, 3] and mask [1, H, W]; the complete picture if no subject was found."""
 
     picture: Tensor
     mask: Tensor
@@ -36,7 +36,7 @@ class Framed(NamedTuple):
 
 @dataclass(frozen=True)
 class Towers:
-    """What likeness and text match are measured by, as the node's inputs give them. folder: of `tower_folders`."""
+    """The node's inputs that measure likeness and text match. folder: one of `tower_folders`, or empty."""
 
     clip_vision: Any | None = None
     clip: Any | None = None
@@ -46,7 +46,7 @@ class Towers:
     folder: str = ""
 
     def check(self, limits: Limits) -> None:
-        """Raise ValueError, in one sentence, where they cannot measure what is asked."""
+        """Raise ValueError, in one sentence, if they cannot measure what the limits need."""
         tower = self.clip_vision is not None or self.folder
         if self.clip_vision is not None and self.folder:
             raise ValueError(
@@ -55,13 +55,13 @@ class Towers:
             )
         if not tower and (self.model is None or self.vae is None):
             raise ValueError(
-                "there is nothing to measure likeness by; link clip_vision (CLIP or DINOv2), or model and vae of the "
-                "checkpoint that drew the pictures."
+                "nothing is linked that measures likeness; link clip_vision (CLIP or DINOv2), or the model and vae of "
+                "the checkpoint that drew the pictures."
             )
         if not tower and limits.likeness:
             raise ValueError(
-                f"min_likeness is {limits.likeness:g}, but the checkpoint's own keys only put pictures in order and "
-                "know no threshold; link clip_vision, or set min_likeness to 0."
+                f"min_likeness is {limits.likeness:g}, but the checkpoint's own keys only rank pictures and have no "
+                "threshold; link clip_vision, or set min_likeness to 0."
             )
         if self.clip is not None and self.clip_vision is None:
             raise ValueError(
@@ -81,16 +81,16 @@ class Towers:
         return self.clip is not None or bool(self.folder and self.text.strip())
 
     def tower(self) -> Tower | None:
-        """The image tower, where there is one. Raises ValueError for a folder that holds none."""
+        """The image tower, or None. Raises ValueError, in one sentence, for a folder without a CLIP or DINO."""
         if self.folder:
             return FolderTower(self.folder)
         return None if self.clip_vision is None else HostTower(self.clip_vision, self.clip)
 
 
 def score_pictures(images: Tensor, subject: Subject, towers: Towers, limits: Limits) -> Gate:
-    """Measure each picture [B, H, W, 3] alone, so that no figure depends on the batch or its order.
+    """Measure each image [B, H, W, 3] alone, so that no figure depends on the batch or its order.
 
-    Raises ValueError, in one sentence, for what is no batch of pictures, or cannot be measured as asked.
+    Raises ValueError, in one sentence, if images is not a batch of pictures, or the towers cannot measure it.
     """
     towers.check(limits)
     images = _checked(images)
@@ -127,10 +127,10 @@ def _by_tower(tower: Tower, references: Sequence[Framed], framed: Sequence[Frame
 def _by_keys(
     towers: Towers, subject: Subject, references: Sequence[Framed], framed: Sequence[Framed]
 ) -> list[list[float]]:
-    """Likeness of each picture to each reference. Each sees the caption of the subject's first picture."""
+    """Likeness of each picture to each reference. All are read with the caption of the subject's main picture."""
     model = towers.model
     assert model is not None
-    # all through the VAE first, so that it and the U-Net need not take turns on the device
+    # first the VAE for all, then the U-Net for all, so that the two are loaded once
     seen = [as_subject(towers.vae, x.picture, x.mask, subject) for x in (*references, *framed)]
     wanted = [keys(model, one) for one in seen[: len(references)]]
 
@@ -141,17 +141,17 @@ def _by_keys(
     return _each(seen[len(references) :], likeness)
 
 
-def _each(things: Sequence[Any], measure: Callable[[Any], list[float]]) -> list[list[float]]:
-    found, progress = [], comfy.utils.ProgressBar(len(things))
-    for thing in things:
+def _each(items: Sequence[Any], measure: Callable[[Any], list[float]]) -> list[list[float]]:
+    found, progress = [], comfy.utils.ProgressBar(len(items))
+    for item in items:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        found.append(measure(thing))
+        found.append(measure(item))
         progress.update(1)
     return found
 
 
 def _framed(image: Tensor, mask: Tensor, resolution: int) -> Framed:
-    """The subject alone, on white; the whole picture, at the same size, where none was found."""
+    """The subject alone, on white; if none was found, the complete picture at the same size."""
     if mask.max() > 0.5:
         picture, framed_mask = frame(image, mask, resolution)
         assert framed_mask is not None
@@ -173,16 +173,18 @@ def _framed_reference(subject: Subject) -> Framed:
 
 def _checked(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[-1] < 3 or images.numel() == 0:
-        raise ValueError(f"expected a batch of RGB pictures, but got a tensor of shape {tuple(images.shape)}.")
+        raise ValueError(
+            f"expected a batch of RGB pictures, but got a tensor of shape {tuple(images.shape)}; link an IMAGE."
+        )
     if not torch.isfinite(images).all():
         raise ValueError("the pictures have NaN or infinite values; check the node that they come from.")
     return images[..., :3].float().cpu().clamp(0, 1)
 
 
 def tell_figures(gate: Gate, of: Sequence[int], prompt: Any, node_id: str | None, extra_pnginfo: Any) -> None:
-    """Write the figures of these pictures where the host's save nodes take a picture's metadata from.
+    """Add the figures of these pictures to the metadata that the host's save nodes write.
 
-    prompt: the graph as it was queued; extra_pnginfo: what the page sent along. Either may be None.
+    prompt: the graph as it was queued. extra_pnginfo: the page's metadata. Either may be None.
     """
     figures = gate.figures(of)
     note_with_pictures(extra_pnginfo, METADATA, figures)

@@ -1,4 +1,4 @@
-"""What likeness and text match are measured by: the image towers of the host's CLIP vision loader, CLIP and DINOv2."""
+"""The image towers that measure likeness and text match: those of the host's Load CLIP Vision, CLIP and DINOv2."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ TEXT_ENCODERS = ("clip_g", "clip_h", "clip_l")  # in the order in which the host
 
 
 class Tower(Protocol):
-    """Embeds pictures, and texts in the same space. name: for an artist to read."""
+    """Embeds pictures, and texts in the same space. name: shown to the artist."""
 
     @property
     def name(self) -> str: ...
 
     def picture(self, picture: Tensor) -> Tensor:
-        """Of the middle square of a picture [1, H, W, 3] in 0..1: [C]."""
+        """The embedding [C] of the middle square of a picture [1, H, W, 3] in 0..1."""
 
     def text(self, text: str) -> Tensor:
-        """[C]. Raises ValueError, in one sentence, for a tower that was not trained with texts."""
+        """The embedding [C] of the text. Raises ValueError, in one sentence, for a tower that cannot read text."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class HostTower:
         found = self.clip_vision.encode_image(picture)["image_embeds"]
         if found is None or not torch.isfinite(found).all():
             raise ValueError(
-                "the clip_vision gave no finite embedding of a picture; load another CLIP or DINOv2 with Load CLIP "
+                "the clip_vision gives no finite embedding of a picture; load another CLIP or DINOv2 with Load CLIP "
                 "Vision."
             )
         return found[0].float()
@@ -50,15 +50,16 @@ class HostTower:
         tower = getattr(getattr(self.clip_vision.model, "visual_projection", None), "out_features", 0)
         if clip is None or tower != size:
             raise ValueError(
-                f"the clip's text has {size} features and the clip_vision's pictures {tower or 'none of a text'}, "
-                "which do not go together; for SDXL load CLIP-ViT-bigG as clip_vision, for SD2.x CLIP-ViT-H."
+                f"the clip and the clip_vision are not a pair (text of width {size}, pictures of width "
+                f"{tower or 'none, without a text space'}); for SDXL load CLIP-ViT-bigG as clip_vision, for SD2.x "
+                "CLIP-ViT-H."
             )
         _, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
         return pooled[0].float().cpu()
 
 
 def _projection_size(clip: Any) -> int:
-    """Width of the text as projected beside pictures. Raises ValueError for a CLIP that was cut off before that."""
+    """Width of the text embeddings that compare with pictures. Raises ValueError for a CLIP without that projection."""
     encoders = (getattr(clip.cond_stage_model, name, None) for name in TEXT_ENCODERS)
     encoder: Any = next((found for found in encoders if found is not None), None)
     projection = getattr(getattr(encoder, "transformer", None), "text_projection", None)

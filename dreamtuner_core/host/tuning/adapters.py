@@ -46,7 +46,7 @@ class Adapters:
         weight = comfy.utils.get_attr(self.patcher.model, key)
         rows, columns = weight.shape[0], weight.shape[1:].numel()
         down = (2 * torch.rand(rank, columns, generator=generator("lora", seed, key)) - 1) / columns**0.5
-        with torch.random.fork_rng(devices=[]):  # the host's layers draw weights of their own first
+        with torch.random.fork_rng(devices=[]):  # the host's new layers draw random weights, which are replaced
             adapter = LoRAAdapter(set(), (torch.zeros(rows, rank), down, float(rank), None, None, None)).to_train()
         adapter.to(self.device).requires_grad_(False)
         for part in ("up", "down"):
@@ -59,14 +59,14 @@ class Adapters:
         self.wrappers[key] = adapter
 
     def add_difference(self, file_key: str, key: str) -> None:
-        """Train the whole weight (or bias), as a difference from the original."""
+        """Train the full weight (or bias), as a difference from the original."""
         weight = comfy.utils.get_attr(self.patcher.model, key)
         name = f"{file_key}.{'diff_b' if key.endswith('.bias') else 'diff'}"
         difference = self.parameters[name] = Parameter(torch.zeros(weight.shape, device=self.device))
         self.wrappers[key] = lambda weight: (weight + difference).to(weight.dtype)
 
     def add_differences(self, keys: set[str], prefix: str = "") -> None:
-        """The same for all keys that are a weight or bias of the host's layers. prefix: of their file keys."""
+        """`add_difference` for each key that is a weight or bias of the host's layers. prefix: of their file keys."""
         for key in sorted(keys):
             module, part = key.rpartition(".")[::2]
             if part in ("weight", "bias") and hasattr(
@@ -107,8 +107,8 @@ def resident(patcher: ModelPatcher) -> ModelPatcher:
         return patcher.clone(disable_dynamic=True)
     except RuntimeError as error:
         raise ValueError(
-            "the loader of this model or clip gives ComfyUI no way to load it a second time, which tuning needs where "
-            "dynamic VRAM is on; use Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
+            "ComfyUI cannot load this model or clip a second time, which tuning needs with dynamic VRAM; load it with "
+            "Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
         ) from error
 
 
@@ -117,9 +117,9 @@ def _detached(module: nn.Module, adapted: Wrapper | None, part: str, device: tor
 
     def fresh(weight: Tensor) -> Tensor:
         weight = weight.detach()
-        if adapted is None:  # newer hosts bring an offloaded one in a buffer, which the next module's then fills
+        if adapted is None:  # newer hosts copy an offloaded weight to a buffer that the next module uses again
             return weight if getattr(module, part).device == weight.device else weight.clone()
-        here, weight = weight.device, weight.to(device)  # a module that is offloaded may compute elsewhere
+        here, weight = weight.device, weight.to(device)  # an offloaded module may compute on another device
         if not scaled:
             return adapted(weight).to(here)
         scale = cast(Tensor, module.scale_weight).to(weight)
@@ -129,7 +129,7 @@ def _detached(module: nn.Module, adapted: Wrapper | None, part: str, device: tor
 
 
 def is_scaled(module: nn.Module) -> bool:
-    """Whether it is one of the host's scaled fp8 layers, whose weight is the stored one times its scale."""
+    """Whether this is one of the host's scaled fp8 layers: its weight is the stored tensor times its scale."""
     return hasattr(module, "convert_weight") and getattr(module, "scale_weight", None) is not None
 
 
@@ -138,7 +138,7 @@ def unet_adapters(
 ) -> Adapters:
     """LoRA on every projection of the transformers, or the difference of every weight, by method.
 
-    Subjects applied to the model are removed: the network learns and samples without them.
+    Subjects applied to the model are removed: the network is trained and sampled without them.
     """
     adapters = Adapters(model, dtype, device)
     adapters.patcher.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
@@ -154,7 +154,7 @@ def unet_adapters(
 
 
 def text_adapters(clip: Any, method: str | None, rank: int, seed: int, device: torch.device) -> Adapters:
-    """The same for the text encoders; method None trains nothing of them, and only S* learns."""
+    """`unet_adapters` for the text encoders; method None trains none of their weights, only S*."""
     adapters = Adapters(clip.patcher, None, device)
     network = clip.cond_stage_model
     if method == "lora":

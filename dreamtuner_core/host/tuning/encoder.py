@@ -1,8 +1,8 @@
 """The model's subject encoder during tuning: its ResBlocks are trained too (section 3.3), the rest stays frozen.
 
-The reference's row reads the subject through the frozen S-E-A, at the strength that the artist applied, as it will
-later. The regular image's row, which shows another individual, reads nothing (ours: the paper does not say). For a
-flipped reference the encoder reads the flipped image.
+The reference's row reads the subject through the frozen S-E-A, at the strength of Apply Subject Encoder, as after the
+tuning. The regular image's row, which shows another individual, does not read it (ours: the paper leaves this open).
+For a flipped reference the encoder reads the flipped image.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def applied_encoder(model: ModelPatcher, subject: Subject) -> AppliedEncoder:
     off = "or turn encoder_resblocks off."
     if len(applied) != 1:
         raise ValueError(
-            f"encoder_resblocks needs a model with one subject encoder at work, but this one has {len(applied)}; link "
-            f"the model through one Apply Subject Encoder of a strength above 0, {off}"
+            f"encoder_resblocks needs a model with one applied subject encoder, but this one has {len(applied)}; use "
+            f"one Apply Subject Encoder with a strength above 0, {off}"
         )
     encoder = applied[0].encoding.encoder
     if not isinstance(encoder.model, SubjectEncoder):
@@ -50,8 +50,8 @@ def applied_encoder(model: ModelPatcher, subject: Subject) -> AppliedEncoder:
         )
     if not torch.equal(applied[0].subject.picture.cpu(), subject.picture.cpu()):
         raise ValueError(
-            "encoder_resblocks needs the subject encoder to show the subject that is tuned, but another subject is "
-            f"linked to Apply Subject Encoder; link the same one to both, {off}"
+            "encoder_resblocks needs the tuned subject on Apply Subject Encoder, but another subject is linked to it; "
+            f"link the same one to both, {off}"
         )
     return applied[0]
 
@@ -87,13 +87,13 @@ class LearningEncoder:
         return join
 
     def on(self, patcher: ModelPatcher) -> ModelPatcher:
-        """A clone of the trained network with the current encoder applied, and nothing else."""
+        """A clone of the trained network with only the current encoder applied."""
         encoder = replace(self.applied.encoding.encoder, patcher=self.adapters.patcher)
         subject = replace(self.applied.subject, encoding=SubjectEncoding(encoder, self.tokens()))
         return with_encoder(with_settings(patcher, lambda _: Settings()), replace(self.applied, subject=subject))
 
     def saved(self, training: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Tensors and metadata of the trained encoder's file. training: facts for its metadata."""
+        """Tensors and metadata of the trained encoder's file. training: added to its metadata."""
         encoder = self.applied.encoding.encoder
         assert isinstance(encoder.model, SubjectEncoder)
         weights = {name: weight.detach().cpu() for name, weight in encoder.model.state_dict().items()}
@@ -133,7 +133,7 @@ def _weight_name(file_key: str) -> str:
 def with_tuned_encoder(
     model: ModelPatcher, applied: AppliedEncoder, subject: Subject, file: str
 ) -> tuple[ModelPatcher, Subject]:
-    """Model and subject as the graph's nodes would make them with that file instead of the original encoder."""
+    """Model and subject as the graph's nodes would return them with that file instead of the original encoder."""
     before = applied.encoding
     encoder = load_encoder(file, before.encoder.clip_vision)
     encoding = joined([encode_picture(encoder, one.picture) for one in subject.pictures()])

@@ -1,4 +1,4 @@
-"""The files of a tuning: their places, which tuning they belong to, and a lock for writing.
+"""The files of a tuning: their paths, which tuning they belong to, and a lock for writing.
 
 Files for artists are where the host's own nodes find them: loras/<name>.safetensors, embeddings/<name>.safetensors,
 and, if a subject encoder was trained too, subject_encoders/<name>.safetensors.
@@ -37,7 +37,7 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 
 def steps_of(path: Path) -> int:
-    """The number of steps of the tuning that made the file; 0 if it does not say."""
+    """The number of steps of the tuning that made the file; 0 without it in the metadata."""
     steps = settings_of(path).get("steps")
     return steps if type(steps) is int else 0
 
@@ -78,7 +78,7 @@ class TuningFiles:
 
     @property
     def spare(self) -> Path:
-        """A second place for the state, if the first cannot be written."""
+        """A second path for the state, if the first cannot be written."""
         return self.state.with_name(f"state_spare{SUFFIX}")
 
     @property
@@ -92,7 +92,7 @@ class TuningFiles:
         return f"loras/{self.lora.name}, embedding:{self.name}{encoder}"
 
     def check(self, key: str) -> None:
-        """Raise ValueError if the folders are not writable, or if files of that name belong to something else.
+        """Raise ValueError if a folder is not writable, or if a file of that name is not from this tuning.
 
         key: of this tuning's settings. Files with the same key belong to this tuning.
         """
@@ -101,9 +101,9 @@ class TuningFiles:
             check_writable(path.parent)
         if taken := [place(path) for path in paths if _is_of_another(path, key)]:
             raise ValueError(
-                f"the name '{self.name}' is taken by another tuning, or by something else ({', '.join(taken)}); take "
-                f"another name, such as '{self.free(key).name}', and nothing is lost. To go on with that tuning, set "
-                "everything but `steps` as it was."
+                f"the name '{self.name}' is taken by another tuning or another file ({', '.join(taken)}); use another "
+                f"name, such as '{self.free(key).name}', or set every input except `steps` as it was to go on with "
+                "that tuning."
             )
 
     def free(self, key: str) -> TuningFiles:
@@ -124,11 +124,11 @@ class TuningFiles:
             lock.acquire()
         except Timeout:
             raise ValueError(
-                f"'{self.name}' is being tuned already, by this ComfyUI or another; wait for its end, or take another "
+                f"'{self.name}' is being tuned already, by this ComfyUI or another; wait until it ends, or use another "
                 "name."
             ) from None
         except (OSError, NotImplementedError) as error:  # not every file system has locks
-            log.warning("DreamTuner: '%s' cannot be locked (%s); tune it from one ComfyUI alone", self.name, error)
+            log.warning("DreamTuner: '%s' cannot be locked (%s); tune it in one ComfyUI at a time", self.name, error)
         try:
             for path in (*self.result, self.state, self.spare):
                 sweep(path)  # nobody else writes these

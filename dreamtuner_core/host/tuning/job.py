@@ -31,7 +31,7 @@ from .texts import ClassTexts
 class Job:
     """One tuning of one name. Raises ValueError, in one sentence, if the inputs do not fit together.
 
-    config: `auto` precision is replaced by that for the model's device.
+    config: the precision "auto" is replaced by that for the model's device.
     """
 
     model: ModelPatcher
@@ -48,10 +48,10 @@ class Job:
         object.__setattr__(self, "config", replace(self.config, precision=_precision(self.config, self.device)))
         if self.texts.width != (expected := context_size(self.model)):
             raise ValueError(
-                f"the clip makes text of width {self.texts.width}, but this model reads {expected}; link the CLIP of "
-                "the model's own checkpoint."
+                f"the clip encodes text with width {self.texts.width}, but this model needs width {expected}; link the "
+                "CLIP of the model's own checkpoint."
             )
-        assert self.files.name  # checked, before anything long begins, as is the model's sampling
+        assert self.files.name  # a bad name, and a model that predicts neither eps nor v, raise here, before the work
         assert self.parametrisation
 
     @property
@@ -93,26 +93,26 @@ class Job:
         """The metadata of a file of this tuning after so many steps."""
         settings = {"key": self.key, "class_word": self.texts.class_word, "steps": steps, "config": asdict(self.config)}
         if isinstance(self.subject, OwnedSubject):
-            settings["rights"] = asdict(self.subject.rights)  # they bind whoever has the file
+            settings["rights"] = asdict(self.subject.rights)  # they apply to everybody who has the file
         return {SETTINGS: json.dumps(settings, ensure_ascii=False)}
 
     def least_metadata(self, steps: int) -> dict[str, str]:
-        """Only what resuming needs, without texts from outside."""
+        """Only the metadata that resuming needs, without texts from outside."""
         return {SETTINGS: json.dumps({"key": self.key, "steps": steps})}
 
 
 def _check_parts(job: Job) -> None:
     check_fit(job.model, job.subject)
-    for what, thing, needed in (("clip", job.clip, "patcher"), ("vae", job.vae, "first_stage_model")):
-        if getattr(thing, needed, None) is None:
+    for what, given, needed in (("clip", job.clip, "patcher"), ("vae", job.vae, "first_stage_model")):
+        if getattr(given, needed, None) is None:
             raise ValueError(
-                f"expected the {what} of the model's own checkpoint, but got a {type(thing).__name__}; link that one."
+                f"expected the {what} of the model's own checkpoint, but got a {type(given).__name__}; link it instead."
             )
 
 
 def _precision(config: TuningConfig, device: torch.device) -> str:
     if config.precision != "auto":
         return config.precision
-    if config.method == "full" or device.type == "cpu":  # a full tuning's steps are too small for bf16 to show
+    if config.method == "full" or device.type == "cpu":  # bf16 rounds the small steps of a full tuning away
         return "fp32"
     return "bf16" if comfy.model_management.should_use_bf16(device) else "fp32"

@@ -16,7 +16,7 @@ from .texts import tokenize
 
 
 def make_pairs(job: Job) -> Pairs:
-    """Generate the missing regular images: first those that resemble the subject, then those of the plain class."""
+    """The training pairs. Generates the missing regular images: first those like the subject, then the plain class."""
     resembling, of_class = job.config.shares
     bare = _encoded(job, f"a {job.texts.class_word}")
     regular = [
@@ -30,13 +30,13 @@ def make_pairs(job: Job) -> Pairs:
 
 
 def caption(job: Job) -> Any | None:
-    """The subject's caption as the host's CONDITIONING; None if it is empty."""
+    """The subject's caption as the host's CONDITIONING; None if there is none, or it is that of an empty text."""
     caption = job.subject.caption
     return None if caption is None or _same_text(caption, _encoded(job, "")) else caption
 
 
 def _regular(job: Job, subject: Subject | None, text: Any, count: int, before: int) -> Tensor:
-    """Latents of regular images, [count, 2, C, h, w]. before: images that are already counted in the progress bar."""
+    """Latents of regular images, [count, 2, C, h, w]. before: how many images the progress bar has counted already."""
     return regular_latents(
         model=job.model,
         vae=job.vae,

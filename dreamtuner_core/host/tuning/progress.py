@@ -13,8 +13,8 @@ from ...tuning.config import TuningConfig
 from ..progress import say
 
 PREVIEW_SIDE = 512  # pixels; the longer side of a preview
-REGULAR_SHARE = 5  # about what one regular picture takes, in steps
-RECENT = 20  # steps from which the time of a step is taken
+REGULAR_SHARE = 5  # about the time of one regular picture, in steps
+RECENT = 20  # the newest steps, from which the time left is estimated
 
 
 class Progress:
@@ -46,7 +46,7 @@ class Progress:
         say(text, self.node_id)
 
     def _left(self, count: int, of: str = "") -> str:
-        """By the median time of the last steps, because some also make a sample or save a state."""
+        """The time left, in words; by the median of the newest steps, because some also draw a sample or save."""
         if len(self.times) < 3 or count == 0:
             return ""
         gaps = sorted(later - earlier for earlier, later in zip(self.times, list(self.times)[1:], strict=False))

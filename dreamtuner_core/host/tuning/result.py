@@ -1,4 +1,4 @@
-"""The result of a tuning: its files, loaded as the host's own nodes do, and the report."""
+"""The result of a tuning: its files, loaded as the host's own nodes load them, and the report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def result(job: Job) -> Tuned:
     found = {path: read(path) for path in (job.files.lora, job.files.embedding)}
     for path, content in found.items():
         if content is None:
-            raise ValueError(f"{place(path)} is gone, or no whole file; queue again, and it is written again.")
+            raise ValueError(f"{place(path)} is missing or damaged; queue again to write it again.")
     lora, words = (content[0] for content in found.values() if content is not None)
     model, clip = comfy.sd.load_lora_for_models(job.model, job.clip, lora, 1.0, 1.0)
     subject = job.subject

@@ -17,14 +17,14 @@ from ..files import File, place, read, write, write_together
 from .files import TuningFiles, settings_of, steps_of
 from .job import Job
 
-SAMPLE_SEEDS = (1, 2)  # of the report's pictures of the subject; the first one also draws the bare class
-REFUSALS = (ValueError, OSError, RuntimeError, MemoryError, TypeError)  # of a write; an interrupt is none of them
+SAMPLE_SEEDS = (1, 2)  # of the report's pictures of the subject; the first one also draws the plain class
+REFUSALS = (ValueError, OSError, RuntimeError, MemoryError, TypeError)  # errors of a write; not an interrupt
 
 log = logging.getLogger(__name__)
 
 
 def stored_state(job: Job) -> dict[str, Tensor] | None:
-    """The latest complete state on disk with the same settings; None if there is none."""
+    """The newest complete state on disk with the same settings, by tensor name; None without one."""
     paths = [path for path in (job.files.state, job.files.spare) if settings_of(path).get("key") == job.key]
     for path in sorted(paths, key=steps_of, reverse=True):
         if (found := read(path)) is not None:
@@ -33,9 +33,9 @@ def stored_state(job: Job) -> dict[str, Tensor] | None:
 
 
 def store_state(job: Job, state: Mapping[str, Tensor], steps: int) -> bool:
-    """Write the state: as usual, else without texts from outside, else to the second place.
+    """Write the state: as usual, else without texts from outside, else to the second path.
 
-    Returns False if all fail; the log says why.
+    Returns False if all fail; the log has the reasons.
     """
     least = job.least_metadata(steps)
     for path, metadata in ((job.files.state, job.metadata(steps)), (job.files.state, least), (job.files.spare, least)):

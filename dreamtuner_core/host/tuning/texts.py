@@ -67,7 +67,10 @@ class ClassTexts:
         return tokens
 
     def encode(self, network: Any, tokens: Tokens) -> Text:
-        """Encode tokens with the loaded text encoder; differentiable with respect to the words and the adapters."""
+        """Encode tokens with the loaded text encoder: cross [1, T, D] and pooled [1, P].
+
+        The backward pass reaches the words and the adapters.
+        """
         network.reset_clip_options()
         if self.clip.layer_idx is not None:
             network.set_clip_options({"layer": self.clip.layer_idx})

@@ -28,7 +28,7 @@ from .store import SAMPLE_SEEDS, Learned, samples_of, store_result, store_state,
 from .texts import Tokens, tokenize
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-STATE_OF_FULL = ("losses", "samples.")  # what stays of a finished full tuning: the rest is gigabytes
+STATE_OF_FULL = ("losses", "samples.")  # what is left of a finished full tuning's state: the rest takes gigabytes
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class Training:
         self.class_text: Text | None = None
         with torch.inference_mode(False):
             self._build_networks()
-            told = caption(job) if config.regular_from == "both" else None
-            self.caption = None if told is None else Text.of(told).clone()
+            text = caption(job) if config.regular_from == "both" else None
+            self.caption = None if text is None else Text.of(text).clone()
             self.tuning = Tuning(
                 config=config,
                 groups=self._groups(),
@@ -91,7 +91,7 @@ class Training:
         return groups
 
     def __enter__(self) -> Training:
-        with ExitStack() as entered:  # a failure half way in leaves what was entered
+        with ExitStack() as entered:  # if one of these fails, those already entered are left
             entered.enter_context(on_host(self._networks()))
             if self.config.gradient_checkpointing:
                 entered.enter_context(recomputed(self.unet.patcher.model.diffusion_model))
@@ -135,7 +135,7 @@ class Training:
     def load(self) -> None:
         """Load both networks to their devices, as far as the memory for training leaves room."""
         model, shape = self.unet.patcher.model, self.latent_shape
-        passes = 5 if self.config.gradient_checkpointing else 12  # of drawing one picture; 5: see lab.tuning_memory
+        passes = 5 if self.config.gradient_checkpointing else 12  # times the memory of sampling; 5: lab.tuning_memory
         learned = sum(p.numel() for p in self.tuning.parameters.values())
         needed = passes * model.memory_required([2, *shape[1:]]) + 3 * 4 * learned  # gradient and two moments
         with torch.inference_mode():
@@ -185,7 +185,7 @@ class Training:
     def _newest_sample(self) -> Tensor | None:
         return self.samples[max(self.samples)] if self.samples else None
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- saving and resuming -----------------------------------------------------------------------------------------
 
     def _take_up(self) -> None:
         """Resume from the state on disk, if there is one with the same settings."""
@@ -193,7 +193,7 @@ class Training:
         if state is None:
             return
         if not any(key.startswith("parameter.") for key in state):
-            raise ValueError(f"'{name}' is a finished full tuning, which cannot go on; take another name.")
+            raise ValueError(f"'{name}' is a finished full tuning, which cannot go on; use another name.")
         with torch.inference_mode(False):
             self.tuning.load_state({key: x.clone() for key, x in state.items() if not key.startswith("samples.")})
         self.samples, self.saved_at = samples_of(state), self.tuning.step
@@ -218,23 +218,23 @@ class Training:
         )
 
     def keep(self) -> str:
-        """Save before an early end. Returns where, or an empty text if no step was finished.
+        """Save what was learned, when training stops early. Returns a line for the artist; empty if nothing was saved.
 
         Raises nothing, because the caller already handles an error; failed writes are logged.
         """
         step, name = self.tuning.step, self.job.files.name
         if step == 0:
             return ""
-        said = []
+        ways = []
         try:
             with torch.inference_mode(False):
                 if self.saved_at == step or self._save_state():
-                    said.append("queue again to go on")
+                    ways.append("queue again to go on")
                 early = TuningFiles(f"{name}_step{step}", self.job.files.with_encoder).free(self.job.key)
                 store_result(self.job, early, self._learned())
-                said.append(f"use {early.words()}")
+                ways.append(f"use {early.words()}")
         except Exception as error:
-            log.warning("DreamTuner: of '%s' after step %d not all could be written: %s", name, step, error)
-        where = f"stopped at step {step}: {', or '.join(said)}" if said else ""
-        log.info("DreamTuner: '%s' %s", name, where)
-        return where
+            log.warning("DreamTuner: not everything of '%s' after step %d was written: %s", name, step, error)
+        line = f"stopped at step {step}: {', or '.join(ways)}" if ways else ""
+        log.info("DreamTuner: '%s' %s", name, line)
+        return line

@@ -24,7 +24,7 @@ from .result import Tuned, result
 from .train import Training
 
 
-@torch.inference_mode()  # as in a node, whoever calls; what learns leaves it
+@torch.inference_mode()  # as in a node, for every caller; the training leaves it
 def tune_subject(
     model: ModelPatcher,
     clip: comfy.sd.CLIP,
@@ -64,14 +64,17 @@ def is_done(job: Job) -> bool:
         return True
     if learned > wanted:
         raise ValueError(
-            f"'{files.name}' has learned {learned} steps already, but {wanted} are asked for; take another name, or "
+            f"'{files.name}' has been trained for {learned} steps already, but steps is {wanted}; use another name, or "
             f"set steps to {learned} or more."
         )
     return False
 
 
 def train(job: Job) -> None:
-    """Train the missing steps, and write the files. If it is stopped, what was learned is saved."""
+    """Train the missing steps, and write the files. If it is stopped, what was learned is saved.
+
+    Raises ValueError, in one sentence, if the memory is not enough.
+    """
     try:
         pairs = make_pairs(job)
         kept_features(job.model).model.clear()  # training needs the memory more
@@ -79,12 +82,12 @@ def train(job: Job) -> None:
             try:
                 training.run()
             except BaseException as error:
-                where = training.keep()
-                if where and isinstance(error, comfy.model_management.InterruptProcessingException):
-                    job.progress.say(where)
+                line = training.keep()
+                if line and isinstance(error, comfy.model_management.InterruptProcessingException):
+                    job.progress.say(line)
                 raise
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        comfy.model_management.unload_all_models()  # as the host does where this error reaches it
+        comfy.model_management.unload_all_models()  # as the host does when it sees this error
         raise ValueError(_out_of_memory(job)) from error
     job.progress.say(f"done: {job.files.words()}")
 
