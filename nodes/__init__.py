@@ -1,4 +1,4 @@
-"""The nodes: a schema each, and one call into the core. One module per chapter of the method."""
+"""The nodes: each is a schema and one call into the core. One module for each chapter of the method."""
 
 from __future__ import annotations
 

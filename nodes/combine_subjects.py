@@ -16,16 +16,16 @@ class CombineSubjects(io.ComfyNode):
             node_id="DreamTunerCombineSubjects",
             display_name="Combine Subjects",
             category=CATEGORY,
-            description="Makes one subject of several pictures of it, as front, side and detail.",
+            description="Makes one subject from several pictures of it, such as front, side and detail.",
             inputs=[
-                SubjectSocket.Input("subject_1", tooltip="The main picture of the subject, as its front."),
-                SubjectSocket.Input("subject_2", tooltip="Another picture of the same subject, as its side."),
-                SubjectSocket.Input("subject_3", optional=True, tooltip="A third picture, as a detail."),
+                SubjectSocket.Input("subject_1", tooltip="The main picture of the subject, such as its front."),
+                SubjectSocket.Input("subject_2", tooltip="Another picture of the same subject, such as its side."),
+                SubjectSocket.Input("subject_3", optional=True, tooltip="A third picture, such as a detail."),
                 SubjectSocket.Input(
-                    "subject_4", optional=True, tooltip="A fourth. For more, combine what was combined."
+                    "subject_4", optional=True, tooltip="A fourth picture. For more, combine the result again."
                 ),
             ],
-            outputs=[SubjectSocket.Output(display_name="subject", tooltip="One subject that all the pictures show.")],
+            outputs=[SubjectSocket.Output(display_name="subject", tooltip="One subject with all the pictures.")],
         )
 
     @classmethod

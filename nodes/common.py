@@ -1,4 +1,4 @@
-"""What every node of the pack shares: its category, its sockets, and how it says that an input is wrong."""
+"""What the nodes of the pack share: category, sockets, inputs, notes, and errors that begin with the node's name."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def schema(*, search_aliases: list[str], **of_node: Any) -> io.Schema:
 
 
 def advanced(*inputs: io.Input) -> list[io.Input]:
-    """Inputs that the page folds away until they are asked for. All hosts hand this on; newer ones know it by name."""
+    """Mark inputs as advanced, so that the page folds them. By extra_dict, which every host passes to the page."""
     for one in inputs:
         one.extra_dict = {**(one.extra_dict or {}), "advanced": True}
     return list(inputs)
 
 
 def rights_inputs(multiline: bool = True) -> list[io.Input]:
-    """Whose a subject is; the same wherever it is said. multiline: folded away, a text area would still take room."""
+    """The inputs of a subject's rights. multiline: False if they are folded, as a folded text area takes up space."""
     return [
         io.String.Input(
             "owner", default="", optional=True, tooltip="Who the person is, or who owns the character or mark."
@@ -45,13 +45,13 @@ def rights_inputs(multiline: bool = True) -> list[io.Input]:
             tooltip="What they agreed to, in plain words.",
         ),
         io.String.Input(
-            "until", default="", optional=True, tooltip="The last day of it, as 2030-12-31; empty has no end."
+            "until", default="", optional=True, tooltip="The last day of these uses, as 2030-12-31; empty is no end."
         ),
     ]
 
 
 def shown(preview: Tensor, notes: Iterable[str]) -> dict[str, Any]:
-    """What the page shows on the node itself: the preview, and notes (keys of hints.NOTES) in the page's language."""
+    """The ui output of a node: the preview [1, H, W, 3], and notes (keys of hints.NOTES) in the page's language."""
     return ui.PreviewImage(preview).as_dict() | noted(notes)
 
 
@@ -63,7 +63,7 @@ def noted(notes: Iterable[str]) -> dict[str, Any]:
 
 @contextmanager
 def named_errors(node: str) -> Iterator[None]:
-    """Put the node's name before what went wrong, so that an artist knows where to look."""
+    """Begin every ValueError with the node's name, so that an artist knows where to look."""
     try:
         yield
     except ValueError as error:
@@ -71,7 +71,7 @@ def named_errors(node: str) -> Iterator[None]:
 
 
 def strings_of(prompt: Any) -> Iterator[str]:
-    """The texts in a graph as it was queued; a caller may send anything, or none."""
+    """The texts in a graph as it was queued; a caller may send anything, or None."""
     for node in prompt.values() if isinstance(prompt, dict) else ():
         inputs = node.get("inputs") if isinstance(node, dict) else None
         yield from (value for value in (inputs.values() if isinstance(inputs, dict) else ()) if isinstance(value, str))

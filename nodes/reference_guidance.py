@@ -18,8 +18,8 @@ class ReferenceGuidance(io.ComfyNode):
             node_id="DreamTunerReferenceGuidance",
             display_name="Reference Guidance",
             category=CATEGORY,
-            description="Makes some steps pull toward the subject and the others toward the text, drawn from the "
-            "sampler's seed. Needs Apply Self-Subject Attention, before or after it; without one it does nothing.",
+            description="Some steps pull toward the subject, the others toward the text; the sampler's seed decides "
+            "which. Needs Apply Self-Subject Attention, before or after it; without one it does nothing.",
             inputs=[
                 io.Model.Input("model"),
                 io.Float.Input(
@@ -28,8 +28,8 @@ class ReferenceGuidance(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How far a step toward the subject goes: 1 is what looking at it gives, more is further. "
-                    "On the test model, more than 2 lost the text and won nothing.",
+                    tooltip="How far a step toward the subject goes: 1 is the effect of the subject alone, more goes "
+                    "further. On the test model, more than 2 lost the text and gained nothing.",
                 ),
                 io.Float.Input(
                     "reference_probability",
@@ -37,8 +37,8 @@ class ReferenceGuidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How many of the steps pull toward the subject; the others follow the text at the "
-                    "sampler's own CFG. 0.9 is the paper's; the more, the less of the text is followed.",
+                    tooltip="The share of the steps that pull toward the subject; the others follow the text with the "
+                    "sampler's CFG. The paper uses 0.9. A higher share follows the text less.",
                 ),
                 *advanced(
                     io.Float.Input(
@@ -47,7 +47,7 @@ class ReferenceGuidance(io.ComfyNode):
                         min=0.0,
                         max=1000.0,
                         step=1.0,
-                        tooltip="How much cleaner, in timesteps of 1000, the reference is on the wanted side.",
+                        tooltip="How much less noise the reference has on the positive side, in timesteps of 1000.",
                     ),
                     io.Float.Input(
                         "dt_uncond",
@@ -55,7 +55,7 @@ class ReferenceGuidance(io.ComfyNode):
                         min=0.0,
                         max=1000.0,
                         step=1.0,
-                        tooltip="How much noisier, in timesteps of 1000, the reference is on the unwanted side.",
+                        tooltip="How much more noise the reference has on the negative side, in timesteps of 1000.",
                     ),
                 ),
             ],

@@ -1,4 +1,4 @@
-"""Save Subject and Load Subject: a subject in one file, with what may be done with it."""
+"""Save Subject and Load Subject: a subject in one file, with its rights."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ class SaveSubject(io.ComfyNode):
             node_id="DreamTunerSaveSubject",
             display_name="Save Subject",
             category=CATEGORY,
-            description="Saves a subject to one file in models/subjects: its picture and mask, what was made of them, "
-            "what was learned of it, and whose it is.",
+            description="Saves a subject to one file in models/subjects: its picture and mask, their encodings, what "
+            "Subject Tuning learned, and its rights.",
             is_output_node=True,
             inputs=[
                 SubjectSocket.Input("subject"),
-                io.String.Input("name", default="my_subject", tooltip="Of the file; a taken name gets a number."),
+                io.String.Input(
+                    "name", default="my_subject", tooltip="The file's name; if it is taken, a number is added."
+                ),
                 TunedSubjectSocket.Input(
-                    "tuned_subject", optional=True, tooltip="What Subject Tuning learned of this very subject."
+                    "tuned_subject", optional=True, tooltip="The result of Subject Tuning for this subject."
                 ),
                 io.String.Input(
-                    "caption_text", default="", multiline=True, optional=True, tooltip="The caption in words, to read."
+                    "caption_text",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="The caption in words, for people to read.",
                 ),
                 *rights_inputs(),
             ],
@@ -52,21 +58,23 @@ class LoadSubject(io.ComfyNode):
             node_id="DreamTunerLoadSubject",
             display_name="Load Subject",
             category=CATEGORY,
-            description="Loads a saved subject, of the very effect that it had. Its rights go along into the metadata "
-            "of the pictures.",
+            description="Loads a saved subject, with exactly the effect that it had. Its rights are written to the "
+            "metadata of the pictures.",
             inputs=[
                 io.Combo.Input("file", options=SUBJECTS.files(), tooltip="A file in models/subjects."),
                 SubjectEncoderSocket.Input(
                     "subject_encoder",
                     optional=True,
-                    tooltip="The subject encoder that it was encoded with, where it was.",
+                    tooltip="The subject encoder that the subject was encoded with, if it was.",
                 ),
             ],
             outputs=[
                 SubjectSocket.Output(display_name="subject"),
-                TunedSubjectSocket.Output(display_name="tuned_subject", tooltip="Where the subject was tuned."),
-                io.String.Output(display_name="phrase", tooltip="What a prompt says to mean it: teapot embedding:name"),
-                io.String.Output(display_name="rights", tooltip="Owner, allowed uses, and until when."),
+                TunedSubjectSocket.Output(display_name="tuned_subject", tooltip="If the subject was tuned."),
+                io.String.Output(
+                    display_name="phrase", tooltip="The words for the subject in a prompt: teapot embedding:name"
+                ),
+                io.String.Output(display_name="rights", tooltip="Owner, allowed uses, and their last day."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )

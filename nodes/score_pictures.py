@@ -25,7 +25,7 @@ class ScorePictures(io.ComfyNode):
             node_id="DreamTunerScorePictures",
             display_name="Score Pictures",
             category=CATEGORY,
-            description="Measures how well each picture shows the subject, ranks them, and lets the best through.",
+            description="Measures how well each picture shows the subject, ranks them, and passes on the best.",
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to choose from, in one batch."),
                 SubjectSocket.Input("subject", tooltip="The subject that they should show."),
@@ -33,13 +33,13 @@ class ScorePictures(io.ComfyNode):
                     "clip_vision",
                     optional=True,
                     tooltip="Measures likeness: DINOv2 or CLIP, from Load CLIP Vision. Without it the checkpoint's own "
-                    "keys put the pictures in order, but know no threshold.",
+                    "keys rank the pictures, but have no threshold.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Measures text match, where it is the pair of clip_vision: SDXL's with CLIP-ViT-bigG, "
-                    "SD2.x's with CLIP-ViT-H.",
+                    tooltip="Measures text match. Must be the pair of clip_vision: SDXL's CLIP with CLIP-ViT-bigG, "
+                    "SD2.x's CLIP with CLIP-ViT-H.",
                 ),
                 io.String.Input(
                     "text",
@@ -49,37 +49,42 @@ class ScorePictures(io.ComfyNode):
                     tooltip="What the pictures should show, for the text match.",
                 ),
                 io.Model.Input(
-                    "model", optional=True, tooltip="The checkpoint that drew them, where there is no clip_vision."
+                    "model", optional=True, tooltip="The checkpoint that drew the pictures; used without clip_vision."
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="That checkpoint's VAE."),
                 io.Int.Input(
-                    "keep", default=1, min=1, max=MOST_KEPT, optional=True, tooltip="How many are given as best."
+                    "keep", default=1, min=1, max=MOST_KEPT, optional=True, tooltip="How many pictures best has."
                 ),
-                _threshold("min_likeness", "Least likeness, a cosine: about 0.6 with DINOv2, 0.8 with CLIP; 0 is off."),
-                _threshold("min_text", "Least text match, a cosine: about 0.25; 0 is off."),
-                _threshold("min_sharpness", "Least sharpness; 1 is as crisp as the reference, 0 is off."),
+                _threshold(
+                    "min_likeness",
+                    "The lowest likeness that passes, a cosine: about 0.6 with DINOv2, 0.8 with CLIP; 0 is off.",
+                ),
+                _threshold("min_text", "The lowest text match that passes, a cosine: about 0.25; 0 is off."),
+                _threshold("min_sharpness", "The lowest sharpness that passes; 1 is the reference's, 0 is off."),
                 io.Combo.Input(
                     "on_fail",
                     options=list(ON_FAIL),
                     default=PASS_THE_BEST,
                     optional=True,
-                    tooltip="Where too few pass: fill up with the best of the rest, or give those that passed alone "
-                    "and stop where there is none.",
+                    tooltip="If too few pass: fill up with the best of the rest, or output only those that passed, and "
+                    "stop if none did.",
                 ),
                 io.Combo.Input(
                     "tower_folder",
                     options=[NO_FOLDER, *tower_folders()],
                     default=NO_FOLDER,
                     optional=True,
-                    tooltip="In place of clip_vision: a folder of transformers in models/clip_vision that holds a CLIP "
-                    "or DINO. A CLIP matches the text too, without clip.",
+                    tooltip="Instead of clip_vision: a folder of transformers in models/clip_vision with a CLIP or "
+                    "DINO. A CLIP measures the text match too, without clip.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="best", tooltip="The best pictures, best first."),
                 io.Image.Output(display_name="accepted", tooltip="All that passed, best first."),
                 io.Image.Output(display_name="rejected", tooltip="All that failed, best first."),
-                io.Image.Output(display_name="sheet", tooltip="All of them in order: a tick passed, a cross failed."),
+                io.Image.Output(
+                    display_name="sheet", tooltip="All pictures, best first: a tick passed, a cross failed."
+                ),
                 io.String.Output(display_name="scores", tooltip="The figures, as JSON."),
                 io.Boolean.Output(display_name="passed", tooltip="Whether every picture in best passed."),
             ],

@@ -19,7 +19,7 @@ class ApplySelfSubjectAttention(io.ComfyNode):
             display_name="Apply Self-Subject Attention",
             category=CATEGORY,
             description="Lets every self-attention of the model look at the subject as well. Nothing is trained, and "
-            "the model itself stays as it is. Several in a row are several subjects.",
+            "the model itself does not change. For several subjects, use several in a row.",
             inputs=[
                 io.Model.Input("model"),
                 SubjectSocket.Input("subject"),
@@ -29,15 +29,24 @@ class ApplySelfSubjectAttention(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How strongly the subject is looked at: 3 for photographs, 2.5 for drawings, 0 not at all. "
-                    "From about 10 on the picture suffers.",
+                    tooltip="How strongly the model looks at the subject: 3 for photographs, 2.5 for drawings, 0 is "
+                    "off. From about 10 on, the picture gets worse.",
                 ),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="From here on."),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="Up to here."),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="When in the sampling it begins.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="When in the sampling it ends."
+                ),
                 io.Mask.Input(
                     "region",
                     optional=True,
-                    tooltip="Where in the new picture this subject may be looked at; everywhere without one.",
+                    tooltip="Where in the new picture the model may look at this subject; everywhere without a mask.",
                 ),
                 io.Float.Input(
                     "negative_weight",
@@ -46,9 +55,9 @@ class ApplySelfSubjectAttention(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How much of reference_weight the negative side of CFG looks with. Lower it for more "
-                    "likeness: CFG then pulls toward the subject as it pulls toward the text. 0 is the strongest; "
-                    "try it with reference_weight 1 to 2.",
+                    tooltip="The share of reference_weight on the negative side of CFG. Lower it for more likeness: "
+                    "CFG then pulls toward the subject as it pulls toward the text. 0 is the strongest; try it with "
+                    "reference_weight 1 to 2.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model")],

@@ -1,4 +1,4 @@
-"""What may come in through a node's sockets, by its own schema: another pack may give anything under their names.
+"""Checks what is linked to a node, by its own schema: another pack may send anything under a socket's name.
 
 Numbers, choices and texts are checked where their limits are known (dreamtuner_core/ranges.py, texts.py).
 """
@@ -25,51 +25,51 @@ TYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint
 
 
 class Kind(NamedTuple):
-    """what: in words. fits: whether a thing is of it."""
+    """what: the kind, in words. fits: whether a value is of this kind."""
 
     what: str
     fits: Callable[[Any], bool]
 
 
-def _numbers(thing: Any, dimensions: int) -> bool:
-    """Whether that is a plain tensor of numbers with so many dimensions or more."""
-    plain = isinstance(thing, Tensor) and thing.layout is torch.strided and thing.ndim >= dimensions
-    return plain and thing.dtype in TYPES
+def _numbers(value: Any, dimensions: int) -> bool:
+    """Whether this is a dense tensor of numbers with so many dimensions or more."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and value.ndim >= dimensions
+    return dense and value.dtype in TYPES
 
 
-def _texts(thing: Any) -> bool:
-    pairs = isinstance(thing, (list, tuple)) and all(isinstance(one, (list, tuple)) and len(one) == 2 for one in thing)
-    return pairs and all(_numbers(cross, 3) and cross.numel() and isinstance(more, dict) for cross, more in thing)
+def _texts(value: Any) -> bool:
+    pairs = isinstance(value, (list, tuple)) and all(isinstance(one, (list, tuple)) and len(one) == 2 for one in value)
+    return pairs and all(_numbers(cross, 3) and cross.numel() and isinstance(more, dict) for cross, more in value)
 
 
-def _latent(thing: Any) -> bool:
-    samples: Any = thing.get("samples") if isinstance(thing, dict) else None
+def _latent(value: Any) -> bool:
+    samples: Any = value.get("samples") if isinstance(value, dict) else None
     return _numbers(samples, 4) and samples.ndim == 4 and samples.numel() > 0
 
 
 KINDS = {
-    "MODEL": Kind("a model", lambda thing: isinstance(thing, ModelPatcher)),
-    "CLIP": Kind("a text encoder (CLIP)", lambda thing: callable(getattr(thing, "tokenize", None))),
-    "VAE": Kind("a VAE", lambda thing: callable(getattr(thing, "encode", None)) and not isinstance(thing, str)),
-    "CLIP_VISION": Kind("an image tower (CLIP_VISION)", lambda thing: hasattr(thing, "model")),
-    "IMAGE": Kind("pictures (IMAGE)", lambda thing: _numbers(thing, 0)),
-    "MASK": Kind("a mask of rows and columns (MASK)", lambda thing: _numbers(thing, 2)),
+    "MODEL": Kind("a model", lambda value: isinstance(value, ModelPatcher)),
+    "CLIP": Kind("a text encoder (CLIP)", lambda value: callable(getattr(value, "tokenize", None))),
+    "VAE": Kind("a VAE", lambda value: callable(getattr(value, "encode", None)) and not isinstance(value, str)),
+    "CLIP_VISION": Kind("an image tower (CLIP_VISION)", lambda value: hasattr(value, "model")),
+    "IMAGE": Kind("pictures (IMAGE)", lambda value: _numbers(value, 0)),
+    "MASK": Kind("a mask of rows and columns (MASK)", lambda value: _numbers(value, 2)),
     "LATENT": Kind("a latent", _latent),
     "CONDITIONING": Kind("an encoded text (CONDITIONING)", _texts),
     "DREAMTUNER_SUBJECT": Kind(
-        "what Encode Subject Image or Load Subject gives", lambda thing: isinstance(thing, Subject)
+        "the output of Encode Subject Image or Load Subject", lambda value: isinstance(value, Subject)
     ),
     "DREAMTUNER_SUBJECT_ENCODER": Kind(
-        "what Load Subject Encoder gives", lambda thing: isinstance(thing, LoadedEncoder)
+        "the output of Load Subject Encoder", lambda value: isinstance(value, LoadedEncoder)
     ),
     "DREAMTUNER_TUNED_SUBJECT": Kind(
-        "what Subject Tuning or Load Subject gives", lambda thing: isinstance(thing, TunedSubject)
+        "the output of Subject Tuning or Load Subject", lambda value: isinstance(value, TunedSubject)
     ),
 }
 
 
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """A node's `execute` that looks at what came in first, and whose errors begin with the node's name."""
+    """A node's `execute` that first checks its inputs, and whose errors begin with the node's name."""
     signature = inspect.signature(execute)
 
     @wraps(execute)
@@ -88,18 +88,18 @@ def _by_name(call: inspect.BoundArguments) -> dict[str, Any]:
 
 
 def _check(schema: io.Schema, given: Mapping[str, Any]) -> None:
-    """Raise ValueError, in one sentence, for an input of another kind than the schema says."""
+    """Raise ValueError, in one sentence, for an input of another kind than in the schema."""
     for one in schema.inputs:
-        thing, kind = given.get(one.id), KINDS.get(str(one.io_type))
-        if kind is not None and not kind.fits(thing) and not (thing is None and one.optional):
-            raise ValueError(f"expected {kind.what} on {one.id}, but got {_said(thing)}; link what gives one.")
+        value, kind = given.get(one.id), KINDS.get(str(one.io_type))
+        if kind is not None and not kind.fits(value) and not (value is None and one.optional):
+            raise ValueError(f"expected {kind.what} on {one.id}, but got {_described(value)}; link the right output.")
 
 
-def _said(thing: Any) -> str:
-    if thing is None:
+def _described(value: Any) -> str:
+    if value is None:
         return "nothing"
-    if isinstance(thing, Tensor):
-        return f"a {thing.dtype} tensor of shape {shown(tuple(thing.shape))}".replace("torch.", "")
-    if isinstance(thing, str):
-        return f"'{shown(thing, 40)}'"
-    return f"a {shown(type(thing).__name__)}"
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {shown(tuple(value.shape))}".replace("torch.", "")
+    if isinstance(value, str):
+        return f"'{shown(value, 40)}'"
+    return f"a {shown(type(value).__name__)}"

@@ -1,4 +1,4 @@
-"""Draw Storyboard: one picture a line, with the same subjects from the first to the last."""
+"""Draw Storyboard: one picture for each line, with the same subjects from the first to the last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DrawStoryboard(io.ComfyNode):
             display_name="Draw Storyboard",
             category=CATEGORY,
             description="Draws one picture for each line of a story. Each looks at the subject and at the picture "
-            "before it. A changed line draws itself and what follows, never what came before.",
+            "before it. After a change, only the changed line and those that depend on it are drawn again.",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint, with the LoRAs and other nodes that you draw with."),
                 io.Clip.Input("clip", tooltip="Encodes the lines."),
@@ -35,24 +35,27 @@ class DrawStoryboard(io.ComfyNode):
                     "prompts",
                     default="",
                     multiline=True,
-                    tooltip="One line for each picture, 64 at most. With several subjects a line may begin with who "
-                    "is in it: hero, cat: on a roof.",
+                    tooltip="One line for each picture, 64 at most. With several subjects, a line may begin with the "
+                    "names of those in it: hero, cat: on a roof.",
                 ),
                 io.String.Input(
-                    "always", default="", multiline=True, tooltip="Joined to each line: the style, the subject's looks."
+                    "always",
+                    default="",
+                    multiline=True,
+                    tooltip="Added to each line: the style, the subject's appearance.",
                 ),
                 io.Float.Input(
                     "first_weight",
                     default=DEFAULT.first_weight,
                     **weight,
-                    tooltip="How strongly each picture looks at the subject; 0 not at all.",
+                    tooltip="How strongly each picture looks at the subject; 0 is off.",
                 ),
                 io.Float.Input(
                     "previous_weight",
                     default=DEFAULT.previous_weight,
                     **weight,
-                    tooltip="How strongly each picture looks at the subject in the picture before. At 0 each line is "
-                    "a single picture of its own.",
+                    tooltip="How strongly each picture looks at the subject in the picture before. At 0 the pictures "
+                    "do not depend on each other.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -60,13 +63,13 @@ class DrawStoryboard(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Of the first picture. Another seed draws all of them again.",
+                    tooltip="The seed of the first picture. Another seed draws all of them again.",
                 ),
                 io.Combo.Input(
                     "seeds",
                     options=list(SEEDS),
                     default=DEFAULT.seeds,
-                    tooltip="Whether all lines share the seed, or each line's is one higher.",
+                    tooltip="All lines share the seed, or it goes up by one with each line.",
                 ),
                 io.Int.Input(
                     "steps", default=DEFAULT.steps, min=1, max=MOST_STEPS, tooltip="Sampling steps of a picture."
@@ -90,15 +93,15 @@ class DrawStoryboard(io.ComfyNode):
                 io.Int.Input("height", default=512, **side),
                 io.Latent.Input("latent", optional=True, tooltip="Instead of width and height; one, not a batch."),
                 *(
-                    SubjectSocket.Input(f"subject_{i}", optional=True, tooltip="Another one who is in the story.")
+                    SubjectSocket.Input(f"subject_{i}", optional=True, tooltip="Another subject of the story.")
                     for i in (2, 3, 4)
                 ),
                 io.String.Input(
                     "names",
                     default="",
                     optional=True,
-                    tooltip="Of the subjects, in order, with commas: hero, cat. A line that begins with names and a "
-                    "colon has only those in it.",
+                    tooltip="Names of the subjects, in order, with commas: hero, cat. A line that begins with names "
+                    "and a colon has only those subjects.",
                 ),
             ],
             outputs=[

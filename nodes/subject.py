@@ -27,11 +27,11 @@ class EncodeSubjectImage(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the subject is. LoadImage's mask works as it is: of a cut-out picture, painted, or "
-                    "empty. Without one the subject is found.",
+                    tooltip="Where the subject is. LoadImage's mask can be linked directly: of a cut-out picture, "
+                    "painted, or empty. Without a mask the subject is found.",
                 ),
                 io.Conditioning.Input(
-                    "caption", optional=True, tooltip="What the picture shows, by the checkpoint's own CLIP."
+                    "caption", optional=True, tooltip="What the picture shows, encoded by the checkpoint's own CLIP."
                 ),
                 io.Clip.Input(
                     "clip", optional=True, tooltip="With no caption, the empty text is encoded with this CLIP."
@@ -42,7 +42,7 @@ class EncodeSubjectImage(io.ComfyNode):
                     default="auto",
                     optional=True,
                     tooltip="What the mask's white marks. Auto looks at the mask's corners and middle, and at the "
-                    "picture where they leave it open. The preview shows the outcome.",
+                    "picture if they are unclear. The preview shows the result.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -51,8 +51,8 @@ class EncodeSubjectImage(io.ComfyNode):
                     max=LARGEST,
                     step=8,
                     optional=True,
-                    tooltip="Side of the square in which the subject is framed: what the checkpoint was trained on. "
-                    "0 is auto: 512 for SD1.x, 768 for SD2.x, 1024 for SDXL, as the caption or clip tells.",
+                    tooltip="Side of the square in which the subject is framed: the size the checkpoint was trained "
+                    "on. 0 is auto, by the caption or clip: 512 for SD1.x, 768 for SD2.x, 1024 for SDXL.",
                 ),
                 io.Int.Input(
                     "noise_seed",
@@ -61,28 +61,28 @@ class EncodeSubjectImage(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     optional=True,
                     control_after_generate=False,
-                    tooltip="Seed of the noise put on the reference; apart from the sampler's seed.",
+                    tooltip="Seed of the noise added to the reference; independent of the sampler's seed.",
                 ),
                 SubjectEncoderSocket.Input(
                     "subject_encoder",
                     optional=True,
-                    tooltip="Reads the picture for Apply Subject Encoder, once; from Load Subject Encoder.",
+                    tooltip="From Load Subject Encoder. Reads the picture once, for Apply Subject Encoder.",
                 ),
                 io.Combo.Input(
                     "find_subject",
                     options=list(FIND),
                     default=WHEN_NO_MASK,
                     optional=True,
-                    tooltip="Whether the subject is found where no mask is linked, or an empty one as LoadImage gives "
-                    "it. Never takes the whole picture, and its background will show in what is made.",
+                    tooltip="Whether the subject is found if no mask is linked, or only LoadImage's empty one. With "
+                    "never, the whole picture is used, and its background will show in new pictures.",
                 ),
                 io.Combo.Input(
                     "light",
                     options=list(LIGHT),
                     default=MEND,
                     optional=True,
-                    tooltip="Auto brightens a dark subject, deepens a pale one and takes out a tint of the light. "
-                    "A good picture stays as it is.",
+                    tooltip="Auto brightens a dark subject, deepens a pale one and removes a tint of the light. "
+                    "A good picture does not change.",
                 ),
                 *advanced(*rights_inputs(multiline=False)),
             ],
@@ -124,8 +124,8 @@ class FindSubject(io.ComfyNode):
             node_id="DreamTunerFindSubject",
             display_name="Find Subject",
             category=CATEGORY,
-            description="Finds what stands out in a picture, as a mask. Encode Subject Image does so by itself where "
-            "it gets no mask; this node lets you set how.",
+            description="Finds what stands out in a picture, as a mask. Encode Subject Image does this by itself if "
+            "it has no mask; this node has settings for it.",
             inputs=[
                 io.Image.Input("image", tooltip="One picture, or a batch."),
                 io.Float.Input(
@@ -134,7 +134,7 @@ class FindSubject(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How far a pixel must stand out. Lower takes in more.",
+                    tooltip="How much a pixel must stand out. A lower value includes more.",
                 ),
                 io.Int.Input(
                     "grow",
@@ -147,7 +147,7 @@ class FindSubject(io.ComfyNode):
                     "keep",
                     options=list(KEEP),
                     default="all",
-                    tooltip="All that stands out, or the largest connected area alone.",
+                    tooltip="All that stands out, or only the largest connected area.",
                 ),
             ],
             outputs=[

@@ -17,8 +17,8 @@ class LoadSubjectEncoder(io.ComfyNode):
             node_id="DreamTunerLoadSubjectEncoder",
             display_name="Load Subject Encoder",
             category=CATEGORY,
-            description="Loads what reads a subject's rough appearance from a picture: a subject encoder, or an "
-            "IP-Adapter of SD1.5 or SDXL.",
+            description="Loads a file that reads a subject's rough appearance from a picture: a subject encoder, or "
+            "an IP-Adapter for SD1.5 or SDXL.",
             inputs=[
                 io.Combo.Input(
                     "subject_encoder",
@@ -28,7 +28,7 @@ class LoadSubjectEncoder(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="The image tower that the file was trained with. Not needed when the file carries its own.",
+                    tooltip="The image tower that the file was trained with. Not needed if the file has its own.",
                 ),
             ],
             outputs=[SubjectEncoderSocket.Output(display_name="subject_encoder")],
@@ -51,8 +51,8 @@ class ApplySubjectEncoder(io.ComfyNode):
             node_id="DreamTunerApplySubjectEncoder",
             display_name="Apply Subject Encoder",
             category=CATEGORY,
-            description="Brings the subject's rough appearance into every transformer block of the model, before "
-            "the text is read. Apply Self-Subject Attention refines it. Several in a row are several subjects.",
+            description="Adds the subject's rough appearance in every transformer block of the model, before the "
+            "text is read. Apply Self-Subject Attention refines it. For several subjects, use several in a row.",
             inputs=[
                 io.Model.Input("model"),
                 SubjectSocket.Input("subject", tooltip="From Encode Subject Image with a subject_encoder linked."),
@@ -62,11 +62,20 @@ class ApplySubjectEncoder(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How strongly: 0.2 is usual, from 0.5 on the text is hardly followed, 0 is not at all. "
-                    "An IP-Adapter wants 0.5 to 1.",
+                    tooltip="0.2 is usual. From 0.5 on, the text is hardly followed. 0 is off. An IP-Adapter needs 0.5 "
+                    "to 1.",
                 ),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="From here on."),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="Up to here."),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="When in the sampling it begins.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="When in the sampling it ends."
+                ),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )

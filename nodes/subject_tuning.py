@@ -28,11 +28,13 @@ class SubjectTuning(io.ComfyNode):
             node_id="DreamTunerSubjectTuning",
             display_name="Subject Tuning",
             category=CATEGORY,
-            description="Learns the subject itself from its one picture, in minutes. Writes a LoRA and an embedding "
-            "that every other graph can use, and goes on where it was when it is stopped and queued again.",
+            description="Trains the model on the subject's one picture, in minutes. Saves a LoRA and an embedding "
+            "that every other graph can use. If it was stopped, queue again and it goes on.",
             is_experimental=True,
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint, with what is to be on it while it learns."),
+                io.Model.Input(
+                    "model", tooltip="The checkpoint. LoRAs on it are needed again when the result is used."
+                ),
                 io.Clip.Input("clip", tooltip="The checkpoint's own CLIP."),
                 io.Vae.Input("vae", tooltip="The checkpoint's own VAE."),
                 SubjectSocket.Input("subject", tooltip="From Encode Subject Image, best with a mask and a caption."),
@@ -44,7 +46,7 @@ class SubjectTuning(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_subject",
-                    tooltip="Of the LoRA and the embedding. In a prompt: the class word, then embedding:name.",
+                    tooltip="Name of the LoRA and the embedding. In a prompt: the class word, then embedding:name.",
                 ),
                 *(_input(setting) for setting in fields(TuningConfig) if setting.name in ALWAYS_SHOWN),
                 *advanced(*(_input(setting) for setting in fields(TuningConfig) if _is_advanced(setting))),
@@ -53,15 +55,17 @@ class SubjectTuning(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="With the LoRA loaded, as Load LoRA loads it."),
                 io.Clip.Output(display_name="clip", tooltip="With the LoRA loaded, as Load LoRA loads it."),
                 TunedSubjectSocket.Output(display_name="tuned_subject"),
-                io.Image.Output(display_name="report", tooltip="The loss, and what the model drew along the way."),
-                io.String.Output(display_name="phrase", tooltip="What a prompt says to mean it: teapot embedding:name"),
+                io.Image.Output(display_name="report", tooltip="The loss, and pictures drawn during the training."),
+                io.String.Output(
+                    display_name="phrase", tooltip="The words for the subject in a prompt: teapot embedding:name"
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     def fingerprint_inputs(cls, name=None, steps=None, **_) -> bool:
-        """Whether a file of a finished tuning was deleted, so that it is written again. (Linked inputs are None.)"""
+        """Whether a file of a finished tuning was deleted, so that the node runs again. (Linked inputs are None.)"""
         return isinstance(name, str) and isinstance(steps, int) and is_to_be_written_again(name, steps)
 
     @classmethod
@@ -72,7 +76,7 @@ class SubjectTuning(io.ComfyNode):
         tuned = tune_subject(model, clip, vae, subject, class_word, name, config, node_id)
         for mention in misread_mentions(tuned.subject.name, strings_of(cls.hidden.prompt)):
             log.warning(
-                "DreamTuner: a prompt says '%s', which ComfyUI does not read as this subject; write "
+                "DreamTuner: a prompt has '%s', which ComfyUI does not read as this subject; write "
                 "'embedding:%s' with a space before and after it",
                 mention,
                 tuned.subject.name,
@@ -85,7 +89,7 @@ def _is_advanced(setting: Field) -> bool:
 
 
 def _input(setting: Field) -> io.Input:
-    """The widget of one setting, its range and tooltip from the setting itself."""
+    """The input of one setting, with its own range and tooltip."""
     limits = setting.metadata
     given: dict[str, Any] = {"default": setting.default, "tooltip": limits["tooltip"]}
     given["optional"] = setting.name not in ALWAYS_SHOWN

@@ -1,4 +1,4 @@
-// What the page shows of this pack beyond the schema: colours of its sockets, folded inputs, a rate of 0 in words, notes, hints.
+// What the schema cannot say to the page: colours of the sockets, folded inputs, a rate of 0 in words, notes, hints.
 import { app } from "../../scripts/app.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
 
@@ -26,14 +26,14 @@ async function translated(folder) {
   return found?.ok ? await found.json() : {};
 }
 
-// What a node made of a picture and what speaks against it, in words on the node; no part of the graph.
+// A node's hints about a picture, as text on the node; not part of the graph.
 function showHints(node, output) {
   const words = output?.dreamtuner_notes?.map((key, i) => hints[key] ?? output.text[i]).join("\n") ?? "";
   let shown = node.widgets?.find((widget) => widget.name === "hints");
   if (!shown && !words) return;
   if (!shown) {
     shown = ComfyWidgets.STRING(node, "hints", ["STRING", { multiline: true, socketless: true }], app).widget;
-    shown.serialize = false; // neither kept in the workflow
+    shown.serialize = false; // neither saved in the workflow
     shown.options.serialize = false; // nor sent to the server
     if (shown.inputEl) shown.inputEl.readOnly = true;
     const room = node.computeSize();
@@ -42,7 +42,7 @@ function showHints(node, output) {
   shown.value = words;
 }
 
-// The classic canvas reads `advanced` here (Show Advanced), and keeps room for what it does not draw: 4 pixels and its size.
+// The classic canvas reads `advanced` here (Show Advanced), and leaves space for a hidden widget: 4 pixels and its size.
 function fold(node, widget) {
   widget.advanced = true;
   widget.computeSize = (width) => [width, node.showAdvanced ? LiteGraph.NODE_WIDGET_HEIGHT : -4];
@@ -56,7 +56,7 @@ app.registerExtension({
     [notes, hints] = await Promise.all(["notes", "hints"].map(translated));
   },
 
-  afterConfigureGraph: paint, // a colour palette, applied late, gives every unknown type none
+  afterConfigureGraph: paint, // a colour palette, applied late, removes the colours of types that it does not know
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("DreamTuner")) return;
@@ -76,7 +76,7 @@ app.registerExtension({
     });
   },
 
-  // The note of a shipped workflow, in the page's language; once, so that an artist's own words stay.
+  // The note of a shipped workflow, in the page's language; only once, so that an artist's own text stays.
   loadedGraphNode(node) {
     const name = node.properties?.dreamtuner_note;
     if (!name) return;

@@ -222,7 +222,7 @@ def test_streamed_weights_that_cannot_be_loaded_again_are_refused(
         raise RuntimeError("Cannot create non-dynamic delegate: cached_patcher_init is not initialized.")
 
     streamed(monkeypatch, world.model, refuse)
-    with pytest.raises(ValueError, match=r"load it with Load Checkpoint, or start ComfyUI with --disable-dynamic-vram\.$"):
+    with pytest.raises(ValueError, match=r"with Load Checkpoint, or start ComfyUI with --disable-dynamic-vram\.$"):
         world.tune()
 
 
@@ -681,7 +681,7 @@ def test_another_familys_clip_is_refused(tmp_path: Path, family: str, clip: str)
     with folders(tmp_path):
         world = World(tmp_path, family)
         world.clip = World(tmp_path, clip).clip
-        with pytest.raises(ValueError, match=r"the clip encodes text with width \d+, but this model needs width \d+; link"):
+        with pytest.raises(ValueError, match=r"encodes text with width \d+, but this model needs width \d+; link"):
             world.tune()
 
 

@@ -389,8 +389,8 @@ def test_a_prompt_that_misspells_the_name_is_told(world: World, caplog: pytest.L
         "4": None,
     }
     node(world, prompt)
-    assert [r.getMessage() for r in caplog.records if "a prompt says" in r.getMessage()] == [
-        "DreamTuner: a prompt says 'embedding:Rex.', which ComfyUI does not read as this subject; write "
+    assert [r.getMessage() for r in caplog.records if "a prompt has" in r.getMessage()] == [
+        "DreamTuner: a prompt has 'embedding:Rex.', which ComfyUI does not read as this subject; write "
         "'embedding:rex' with a space before and after it"
     ]
 
@@ -405,7 +405,7 @@ def test_a_prompt_that_misspells_the_name_is_told(world: World, caplog: pytest.L
         ({"learning_rate": None}, "learning_rate must be a number"),
         (
             {"subject": {"latent": 1}},
-            "expected what Encode Subject Image or Load Subject gives on subject, but got a dict",
+            "expected the output of Encode Subject Image or Load Subject on subject, but got a dict",
         ),
         ({"class_word": "d\ud800g"}, r"the class word must be plain text, but has the character U\+D800"),
         ({"name": 7}, "the name must be a text"),
