@@ -20,7 +20,7 @@ def misread_mentions(name: str, prompts: Iterable[str]) -> Iterator[str]:
     """Mentions of embedding:<name> in prompts that the host would not recognise, safe to show.
 
     The host recognises `embedding:` in lower case at the beginning or after a space, a new line or a parenthesis; the
-    name ends at the next space, without commas around it (comfy/sd1_clip.py), and must be spelt as the file's.
+    name ends at the next space, without commas around it (comfy/sd1_clip.py), and must be spelt like the file.
     """
     spelt = re.escape(unicodedata.normalize("NFKC", name))
     # rexy, rex-like and rex.v2 are other names
@@ -49,5 +49,5 @@ def _read(piece: str) -> tuple[str, str]:
     """The name that the host reads at the beginning of the piece, or none, and the rest."""
     if not piece.startswith(KEY):
         return "", piece
-    said, *rest = [*piece.removeprefix(KEY).split(maxsplit=1), ""][:2]
-    return posixpath.normpath(said.strip(",")), "".join(rest)
+    name, *rest = [*piece.removeprefix(KEY).split(maxsplit=1), ""][:2]
+    return posixpath.normpath(name.strip(",")), "".join(rest)

@@ -54,8 +54,8 @@ MUTANTS = [
            'generator("pair", seed, step)', LOOP),
     Mutant("moments of a state not taken up", "dreamtuner_core/optimizer.py", "optimizer.state[parameter] = {",
            "_ = {", LOOP),
-    Mutant("an embedding of a wrong spelling passes", "dreamtuner_core/texts.py", "and read == name",
-           "and read.casefold() == name.casefold()", "tests/unit/test_texts.py"),
+    Mutant("an embedding of a wrong spelling passes", "dreamtuner_core/host/mentions.py", "if read in (name,",
+           "if read.casefold() in (name,", "tests/host/test_mentions.py"),
     Mutant("any seed is saved", "dreamtuner_core/saved_subject.py", "or not 0 <= self.noise_seed < 2**64", "",
            "tests/unit/test_subject_file.py"),
 ]  # fmt: skip
