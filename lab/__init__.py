@@ -1,1 +1,1 @@
-"""The workbench: set-up, demo, tests and figures. Not shipped to artists."""
+"""The workbench: set-up, demo, tests and measurements. Not in the artists' package."""

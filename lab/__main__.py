@@ -1,14 +1,14 @@
-"""`python3 -m lab COMMAND ...`: set up what is missing, then run the command inside the lab's environment.
+"""`python3 -m lab COMMAND ...`: set up what is missing, then run the command in the lab's environment.
 
 commands:
   demo      queue the shipped workflow on a real ComfyUI and write a sheet of pictures
   test      the whole suite: ruff, mypy, pytest, on both hosts (further arguments go to pytest)
-  bench     speed and memory of the method against plain sampling
+  bench     speed and memory of the method, compared with plain sampling
   measure   likeness and quality of the method
-  memory    what a step of Subject Tuning needs, counted
+  memory    the memory of a step of Subject Tuning, counted
   trial     a small trial on your own checkpoint: cost, saving, quality and risks on one page
-  page      the shipped workflows in ComfyUI's own page, in a browser that is there
-  cards     the cards of the shipped workflows, drawn by the mini base
+  page      the shipped workflows in ComfyUI's own page, in an installed browser
+  cards     the cards of the shipped workflows, drawn with the mini base
   mini      the small base model: its data, training and checks
 
 options:
@@ -18,7 +18,7 @@ environment:
   COMFYUI_PATH     use the ComfyUI installed there instead of fetching one
   COMFYUI_PYTHON   the Python that runs it; else the one in its venv/ or .venv/, else the lab's own
 
-The first run makes .lab/ (minutes); later ones find it there (seconds). `python3 -m lab COMMAND --help` says more.
+The first run makes .lab/ (minutes); later ones use it (seconds). `python3 -m lab COMMAND --help` explains a command.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _help(command: str) -> int:
-    """The command's own help, by whatever Python this is: nothing is set up for it."""
+    """Show the command's own help with the present Python, without any set-up."""
     try:
         return importlib.import_module(MODULES[command]).main(["--help"]) or 0
     except ModuleNotFoundError:  # a command whose options need the environment
@@ -88,7 +88,7 @@ def _host_option(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _enter(version: str | None, arguments: Sequence[str]) -> int:
-    """Set up, then become this same command in the environment."""
+    """Set up, then replace this process by the same command in the environment."""
     try:
         host = prepare(version)
     except (SetupError, OSError) as error:
@@ -126,7 +126,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """A polite kill unwinds the stack, so that servers are stopped and folders removed."""
+    """On SIGTERM, unwind the stack, so that servers are stopped and folders removed."""
     raise SystemExit(128 + number)
 
 

@@ -1,24 +1,24 @@
-"""Speed and memory of self-subject attention against plain sampling, in one run.
+"""Speed and memory of self-subject attention, compared with plain sampling, in one run.
 
-A full-size U-Net with random weights, built by the host's own classes, is sampled by the host's own sampler, with and
-without the pack's patch in turns. lab/bench_rounds.py says how: rounds between two plain runs, until the intervals of
-all ratios are narrower than 5 %, or the rounds or the time are over, which is then said.
+A full-size U-Net with random weights, built from the host's own classes, is sampled by the host's own sampler, with and
+without the pack's patch in turns (lab/bench_rounds.py): in rounds between two plain runs, until the intervals of all
+ratios are narrower than 5 %. If the rounds or the time end before that, the output shows it.
 
-  reference "computed"  nothing of the reference is kept: a new subject's first picture
-  reference "kept"      its keys and values are kept from a run before: another seed or prompt
-  other names           other packs' ways, written plainly in lab/bench_peers.py; they read the whole picture
-  foreground            the part of the reference picture inside the mask, a disc in the middle
+  reference "computed"  nothing of the reference is cached: a new subject's first picture
+  reference "kept"      its keys and values are cached from a run before: another seed or prompt
+  other names           other packs' methods, in a plain form in lab/bench_peers.py; they read the whole picture
+  foreground            the share of the reference picture inside the mask, a disc in the middle
   wall, cpu             multiples of plain sampling: of the clock, and of all threads' time; medians over the rounds
-  interval              holds the true wall ratio with 95 % confidence
+  interval              the 95 % confidence interval of the wall ratio
   again                 plain sampling over plain sampling: the noise
-  floor                 the ratio of arithmetic alone, counted: plain + reference pass + attention to the foreground
+  floor                 the ratio of the arithmetic, counted: plain + reference pass + attention to the foreground
   peak                  most memory in use in a patched run: the process's own on a CPU, PyTorch's on a GPU
 
-Below stand a step of the subject encoder's pre-training, and with --all one of Subject Tuning, over the U-Net's own
-forward and backward pass; the ways to compute Eq. 3; and the reference pass for several noise levels at once.
+Then follow a step of the subject encoder's pre-training, and with --all one of Subject Tuning, relative to the U-Net's
+own forward and backward pass; the ways to compute Eq. 3; and the reference pass for several noise levels at once.
 
 Without a GPU the latents are 32x32 (256 pixels); with one they are 64x64 (512), and SDXL is measured as well, at
-128x128 (1024). --quick takes fewer steps and rounds; without a GPU, latents of 24x24.
+128x128 (1024). --quick uses fewer steps and rounds; without a GPU, latents of 24x24.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ TUNING_STEPS = 300
 def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     if options.json is not None and not _can_write(options.json):
-        say(f"{options.json} cannot be written; give another file.")
+        say(f"{options.json} cannot be written; choose another file.")
         return 2
     on_cpu = _host_on_cpu(options.device)
     if on_cpu is None:
-        say("There is no GPU here that PyTorch can use: leave out --device cuda, or say --device cpu.")
+        say("There is no GPU here that PyTorch can use: leave out --device cuda, or use --device cpu.")
         return 2
     figures: dict[str, Any] = {"command": " ".join(["python3 -m lab bench", *argv])}
     _measure([_plan(name, options, on_cpu) for name in _models(options, on_cpu)], options, on_cpu, figures)
@@ -69,18 +69,18 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         prog="python3 -m lab bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer steps and rounds")
-    parser.add_argument("--all", action="store_true", help="Subject Tuning and the choices too; 9 minutes on a GPU")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--sdxl", action="store_true", help="SDXL too where there is no GPU (at 512 pixels; 12 GB)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="instead of a GPU where there is one")
+    parser.add_argument("--all", action="store_true", help="also Subject Tuning and the choices; 9 minutes on a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    parser.add_argument("--sdxl", action="store_true", help="SDXL too without a GPU (at 512 pixels; 12 GB)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="the device; else a GPU if there is one")
     parser.add_argument(
-        "--latent", type=_count, metavar="N", help="side of the latents, instead of what the model's row says"
+        "--latent", type=_count, metavar="N", help="side of the latents, instead of the model's default"
     )
     parser.add_argument("--steps", type=_count, metavar="N", help="sampling steps of one run")
-    parser.add_argument("--rounds", type=_count, metavar="N", help="take just so many")
-    parser.add_argument("--seconds", type=_count, metavar="N", help="for the rounds of a cell, about")
-    parser.add_argument("--model", choices=("sd15", "sdxl"), help="this one alone")
-    parser.add_argument("--tiny", action="store_true", help="models so small that the figures mean nothing: a trial")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="exactly this many rounds")
+    parser.add_argument("--seconds", type=_count, metavar="N", help="time for the rounds of a cell, about")
+    parser.add_argument("--model", choices=("sd15", "sdxl"), help="only this model")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, to test the bench; the figures mean nothing")
     return parser.parse_args(argv)
 
 
@@ -99,7 +99,7 @@ def _models(options: argparse.Namespace, on_cpu: bool) -> list[str]:
 
 
 def _plan(model: str, options: argparse.Namespace, on_cpu: bool) -> Plan:
-    """The rows by default, then with --quick or --all, then with what the options say."""
+    """The default plan, changed by --quick or --all, then by the other options."""
     if model in TINY_MODELS:
         plan = Plan(model, latent=8, steps=1, limits=Limits(fewest=1, most=1), cells=((1, PART),))
     elif on_cpu:
@@ -115,20 +115,20 @@ def _plan(model: str, options: argparse.Namespace, on_cpu: bool) -> Plan:
 
 
 def _host_on_cpu(device: str | None) -> bool | None:
-    """Make the host importable, on the CPU where that is wanted or nothing else is there. None: the GPU is missing."""
+    """Make the host importable. Returns whether it is on the CPU; None if a GPU is wanted but missing."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         return None
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if "comfy" not in sys.modules:  # it is there already in a test
+    if "comfy" not in sys.modules:  # in a test it is already imported
         import_host(cpu=on_cpu)
     import_pack()
     return on_cpu
 
 
 def _machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine and versions that the figures were measured with."""
     import comfy.ldm.modules.attention as attention
     import comfyui_version
     import torch
@@ -154,7 +154,7 @@ def _processor() -> str:
 
 
 def _measure(plans: Sequence[Plan], options: argparse.Namespace, on_cpu: bool, figures: dict[str, Any]) -> None:
-    """All that was asked for, printed as it comes, into the figures."""
+    """Measure everything that the options select, print each row at once, and add it to the figures."""
     import torch
 
     figures |= _machine()
@@ -175,7 +175,7 @@ def _measure(plans: Sequence[Plan], options: argparse.Namespace, on_cpu: bool, f
             parts["tuning"] += _shown([tuning_row(plan, 2 if options.tiny else TUNING_STEPS)], lines.tuning)
     figures["load_after"] = os.getloadavg()[0]
     if figures["load_before"] > IDLE * figures["cores"]:
-        print(f"Other work was running (load {figures['load_before']:.1f}): take these figures with care.")
+        print(f"Other work was running (load {figures['load_before']:.1f}): these figures are less reliable.")
 
 
 def _cells(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -200,7 +200,7 @@ def _choices(bench: Bench, parts: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _can_write(path: Path) -> bool:
-    """Asked first, so that minutes of measuring are not lost."""
+    """Checked first, so that minutes of measuring are not lost."""
     try:
         _write(_part(path), "")
         _part(path).unlink()
@@ -214,7 +214,7 @@ def _part(path: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing: an interrupted run leaves no half file."""
+    """Write the file completely or not at all, so that an interrupted run leaves no part of a file."""
     part = _part(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part.write_text(text)

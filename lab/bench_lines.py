@@ -1,4 +1,4 @@
-"""What the bench prints: a line for each row of its figures."""
+"""The lines that the bench prints, one for each row of its figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def heading(figures: dict[str, Any]) -> str:
 
 
 def head(plan: Any, dtype: str) -> str:
-    """Above the cells of one model."""
+    """The heading of one model's cells."""
     return (
         f"{plan.model}: {dtype}, {plan.latent}x{plan.latent} latents, {plan.steps} steps a run\n"
         "batch  foreground  reference             wall  interval     cpu   again  rounds  floor  plain s"

@@ -1,6 +1,6 @@
-"""How others put a reference picture into self-attention, written plainly: for their cost, beside ours.
+"""How other packs put a reference picture into self-attention, in a plain form, to compare their cost with ours.
 
-None of them cuts the subject out or keeps anything, so that each step of each run pays for the reference.
+None of them cuts the subject out or caches anything, so each step of each run pays for the reference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIDELITY = 0.5  # style fidelity, as Advanced-ControlNet and diffusers have it b
 class ReferenceOnly:
     """The host's own experiment (ComfyUI_experiments, reference_only.py).
 
-    The reference is the first picture of the batch, whose keys and values all the others append to their own.
+    The reference is the first picture of the batch; all the others append its keys and values to their own.
     """
 
     def __init__(self, patcher: Any, reference: Tensor) -> None:
@@ -42,9 +42,9 @@ class ReferenceOnly:
 class TwoPasses:
     """Advanced-ControlNet's Reference (adv_control/control_reference.py), "reference_attn".
 
-    The reference, noised anew, goes through the whole U-Net with the text of each row; then the picture goes, and
-    appends the reference's inputs of each self-attention to its own. The unwanted rows' output is mixed with one that
-    has read no reference.
+    In each step the reference gets new noise and goes through the complete U-Net with the text of each row. Then the
+    picture goes through it, and appends the reference's inputs of each self-attention to its own. The output of the
+    negative rows is mixed with one without the reference.
     """
 
     def __init__(self, patcher: Any, reference: Tensor) -> None:
@@ -60,14 +60,14 @@ class TwoPasses:
         return latent
 
     def _two_passes(self, apply_model: Callable[..., Tensor], call: dict[str, Any]) -> Tensor:
-        x, sigma, told = call["input"], call["timestep"], call["c"]
+        x, sigma, conds = call["input"], call["timestep"], call["c"]
         model = self.patcher.model
         clean = model.process_latent_in(self.reference.to(x))
         noisy = model.model_sampling.noise_scaling(sigma[:1], torch.randn_like(clean), clean)
         self.writing = True
-        apply_model(noisy.expand(len(x), -1, -1, -1), sigma, **told)
+        apply_model(noisy.expand(len(x), -1, -1, -1), sigma, **conds)
         self.writing = False
-        return apply_model(x, sigma, **told)
+        return apply_model(x, sigma, **conds)
 
     def _read_or_write(self, n: Tensor, context: Tensor, value: Tensor, options: Any) -> tuple[Tensor, Tensor, Tensor]:
         layer = (options["block"], options["block_index"])
@@ -94,8 +94,8 @@ class TwoPasses:
 class TwoPassesAndStatistics(TwoPasses):
     """diffusers' StableDiffusionReferencePipeline (examples/community), reference_attn and reference_adain.
 
-    As above; moreover the second pass takes mean and deviation of each block's channels from the first, mixed in the
-    same way.
+    Like TwoPasses; in addition the second pass takes the mean and deviation of each block's channels from the first,
+    mixed in the same way.
     """
 
     def __init__(self, patcher: Any, reference: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""Ratios that repeat themselves: runs taken in turns, round by round, between two plain ones.
+"""Reproducible ratios of running times: runs in turns, round by round, between two plain ones.
 
-A round is plain, every other run once, plain again. A run's ratio in it is over the mean of those two plain runs, so
-that a machine that slowly changes its speed is cancelled; plain again over plain is the noise. The figure is the
-median over the rounds, and its interval holds the true median with 95 % confidence or more, whatever the noise looks
-like (the order statistics' interval: a sign test turned round). Rounds go on until every interval is narrow.
+A round is plain, every other run once, plain again. A run's ratio in a round is over the mean of its two plain runs,
+which cancels slow changes of the machine's speed; plain again over plain is the noise. The figure is the median over
+the rounds, with a 95 % confidence interval that holds for any distribution of the noise (the interval of order
+statistics, the inverse of a sign test). Rounds go on until every interval is narrow.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 MIB = 2**20
-WATCH_EVERY = 0.02  # seconds between two looks at the process's memory
+WATCH_EVERY = 0.02  # seconds between two readings of the process's memory
 CONFIDENCE = 0.95
-FEWEST = 6  # rounds: with fewer, even the least and the largest hold the median in less than 95 %
-NARROW = 0.05  # width of an interval, as a part of its median
+FEWEST = 6  # rounds: with fewer, even the interval from the smallest to the largest has less than 95 % confidence
+NARROW = 0.05  # width of an interval, as a share of its median
 PLAIN, AGAIN = "plain", "plain again"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When rounds end: all intervals are narrow, or so many rounds or seconds have gone. fewest: taken in any case."""
+    """When rounds end: all intervals are narrow, or after so many rounds or seconds. fewest: rounds in any case."""
 
     fewest: int = FEWEST
     most: int = 24
@@ -45,7 +45,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ratio:
-    """wall, cpu: medians over the rounds; their intervals at 95 % confidence."""
+    """wall, cpu: medians over the rounds, and their 95 % confidence intervals."""
 
     wall: float
     cpu: float
@@ -58,13 +58,13 @@ class Ratio:
 
 
 class Rounds:
-    """What was measured, round by round: of each run by name, PLAIN and AGAIN among them."""
+    """The measurements, round by round: of each run by name, including PLAIN and AGAIN."""
 
     def __init__(self, rounds: Sequence[Mapping[str, Measured]]) -> None:
         self.rounds = list(rounds)
 
     def ratio(self, name: str) -> Ratio:
-        """Of that run over plain ones; of AGAIN over PLAIN alone."""
+        """The ratio of that run to the plain ones; AGAIN is compared with PLAIN alone."""
         wall, cpu = (self._ratios(name, clock) for clock in ("seconds", "cpu_seconds"))
         return Ratio(statistics.median(wall), statistics.median(cpu), interval(wall), interval(cpu))
 
@@ -121,7 +121,7 @@ def take(plain: Callable[[], Any], runs: Mapping[str, Callable[[], Any]], limits
 
 
 def measured(run: Callable[[], Any], device: Any) -> Measured:
-    """One run's time, and the most memory that was in use during it."""
+    """One run's time, and its peak of memory."""
     import torch
 
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -135,10 +135,10 @@ def measured(run: Callable[[], Any], device: Any) -> Measured:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The narrowest pair of order statistics that holds the median with CONFIDENCE; all of them where none does."""
+    """The narrowest pair of order statistics around the median with CONFIDENCE; the outermost pair if none has it."""
     ordered, n = sorted(values), len(values)
     left_out = 0  # at either end
-    outside = 2 * 0.5**n  # the chance that the median lies outside of what is left
+    outside = 2 * 0.5**n  # the probability that the median is outside the rest
     while (outside := outside + 2 * math.comb(n, left_out + 1) * 0.5**n) <= 1 - CONFIDENCE:
         left_out += 1
     return ordered[left_out], ordered[n - 1 - left_out]
@@ -146,7 +146,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def _peak(device: Any) -> Iterator[Callable[[], float]]:
-    """Gives a function that says, afterwards, the most MiB in use while this was open."""
+    """A context that gives a function; after its end, the function returns the peak of memory inside it, in MiB."""
     import torch
 
     if device.type == "cuda":

@@ -10,7 +10,7 @@ from lab.bench_peers import PEERS
 from lab.bench_rounds import MIB, Limits, take
 from lab.bench_unet import pack, random_text, random_unet
 
-PART = 0.35  # of the reference picture; the whole is 1
+PART = 0.35  # share of the reference picture that is foreground; 1 is all of it
 CFG = 7.0
 WEIGHT = 3.0  # w_ref
 PIXELS = 8  # to one latent
@@ -19,7 +19,7 @@ CELLS = ((1, PART), (1, 1.0), (4, PART))
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured on one model. latent: side, in latents. cells: (batch, foreground), peers beside the first."""
+    """What is measured on one model. latent: its side. cells: (batch, foreground), with the peers in the first."""
 
     model: str
     latent: int
@@ -29,7 +29,7 @@ class Plan:
 
 
 class Bench:
-    """One U-Net, what it is told, and the runs over it."""
+    """One U-Net, its conds, and the runs over it."""
 
     def __init__(self, plan: Plan) -> None:
         import torch
@@ -76,7 +76,7 @@ class Bench:
             }
 
     def close(self) -> None:
-        """Give the memory back, for the next model."""
+        """Free the memory for the next model."""
         from comfy import model_management
 
         model_management.unload_all_models()
@@ -96,7 +96,7 @@ class Bench:
         comfy.sample.sample(patcher, noise, *how, latent, disable_pbar=True, seed=0)
 
     def subject(self, foreground: float) -> Any:
-        """What Encode Subject Image makes of a random picture at the size of the picture being made."""
+        """A subject as Encode Subject Image makes it, from a random picture of the size that is sampled."""
         import torch
 
         side = self.plan.latent * PIXELS
@@ -132,7 +132,7 @@ class Bench:
         return {"plain": plain.get_total_flops(), "reference": passed.get_total_flops(), "layers": layers}
 
     def _floor(self, batch: int, subject: Any, reference: str) -> float:
-        """The arithmetic that Eq. 3 cannot do without, over that of a plain step: no overhead, no padding."""
+        """The arithmetic that Eq. 3 needs, relative to a plain step: without overhead and padding."""
         token_grid, side = pack("subject").token_grid, self.plan.latent
         rows, plain = 2 * batch, batch * self.costs["plain"]
         more = 0 if reference == "kept" else self.costs["reference"]
@@ -143,7 +143,7 @@ class Bench:
 
 
 def disc(side: int, area: float) -> Any:
-    """A MASK [1, side, side] with a disc of that part of it in the middle."""
+    """A MASK [1, side, side] with a disc in the middle. area: its share of the mask, 0..1."""
     import torch
 
     way = torch.arange(side) - (side - 1) / 2

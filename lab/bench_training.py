@@ -1,8 +1,8 @@
-"""A step of the subject encoder's pre-training against the U-Net's own: forward, backward to all its weights.
+"""A step of the subject encoder's pre-training, compared with the U-Net's own: forward, backward to all its weights.
 
-The step reads the paper's tower (ViT-H/14: 257 tokens, five layers), has S-E-A in every transformer block, goes back
-to what learns and takes one AdamW step. Tower, text encoder, VAE and ControlNet are left out of both. Below 1 where the
-frozen weights' own gradients, which it does not compute, cost more than S-E-A does.
+The step reads the paper's tower (ViT-H/14: 257 tokens, five layers), has S-E-A in every transformer block, and takes
+one AdamW step on the trained weights. Tower, text encoder, VAE and ControlNet are left out of both. The ratio is below
+1 if the gradients of the frozen weights, which the step does not compute, cost more than S-E-A.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ TOWER = {"tower_layers": 32, "tower_width": 1280, "tokens": 257}
 
 
 def training_row(plan: Plan, batch: int = 1) -> dict[str, Any]:
-    """The figures of one model, its steps taken in turns with the plain ones."""
+    """The figures of one model, measured in turns with plain steps."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.inference_mode(False), torch.enable_grad():
         plain, step, device = _steps(plan, batch)
         flops = []
-        for run in (plain, step):  # a warm-up of both
+        for run in (plain, step):  # warm up both
             with FlopCounterMode(display=False) as counter:
                 run()
             flops.append(counter.get_total_flops())

@@ -1,8 +1,8 @@
 """Subject Tuning at its real size: the node's own steps, on a U-Net and text encoders with random weights.
 
-A step is what the node takes: a pair of pictures through the text encoder and the U-Net, back to the LoRA and S*, and
-AdamW. It is measured beside the U-Net's own forward and backward pass of as many rows, then on its own until the steps
-are done. Where its time goes is measured from inside, with a wait for the GPU at each border, so only there.
+A step is that of the node: a pair of pictures through the text encoder and the U-Net, the backward pass to the LoRA and
+S*, and AdamW. It is compared with the U-Net's own forward and backward pass of as many rows, then timed alone until the
+steps are done. The time of its parts is measured in a few extra steps, because they wait for the GPU between parts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lab.bench_rounds import Measured, measured, take
 from lab.bench_run import PIXELS, Plan
 from lab.bench_unet import TEXT_TOKENS, draw_weights, is_xl, pack, random_text, random_unet
 
-PROFILED = 4  # steps that are looked into
-SECONDS = 120.0  # for the steps; those of one that takes longer are not all taken
+PROFILED = 4  # steps whose parts are timed
+SECONDS = 120.0  # most time for the steps; slow steps are not all taken
 SMALL = {"num_hidden_layers": 3, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
 
 
@@ -60,7 +60,7 @@ def _steps(training: Any, steps: int) -> list[Measured]:
 
 
 def _training(plan: Plan, patcher: Any) -> Any:
-    """The node's own, with its default settings, at the pictures' size; the pairs are random latents."""
+    """The node's own training with its default settings, at the bench's size; the pairs are random latents."""
     import torch
 
     subject_module, job_module = pack("subject"), pack("host.tuning.job")
@@ -73,7 +73,7 @@ def _training(plan: Plan, patcher: Any) -> Any:
 
 
 class _NoVae:
-    """Stands for a VAE; a step has no use for one."""
+    """Takes the place of a VAE, which a step does not use."""
 
     first_stage_model = None
 
@@ -121,7 +121,7 @@ def _plain(plan: Plan, patcher: Any) -> Callable[[], None]:
 
 
 def _parts(training: Any, device: Any) -> dict[str, float]:
-    """Seconds of one step by part; what is left of it is "other"."""
+    """Seconds of one step by part; the rest is "other"."""
     import torch
 
     spent = {"text encoder": 0.0, "U-Net": 0.0, "backward": 0.0, "optimizer": 0.0}

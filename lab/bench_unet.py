@@ -85,7 +85,7 @@ def random_unet(name: str) -> Any:
 
 
 def draw_weights(network: Any) -> None:
-    """Weights that keep the size of what goes through them; biases of zero."""
+    """Draw weights that keep the size of the activations; biases are zero."""
     for part, parameter in network.named_parameters():
         parameter.requires_grad = False
         if parameter.ndim > 1:
@@ -99,7 +99,7 @@ def is_xl(name: str) -> bool:
 
 
 def pack(module: str) -> Any:
-    """A module of the method, of the one copy of the pack that is loaded."""
+    """A module of the method, from the one loaded copy of the pack."""
     return importlib.import_module(f"{PACK}.dreamtuner_core.{module}")
 
 

@@ -1,7 +1,7 @@
-"""Choices that only a measurement on the device can settle: how Eq. 3 is computed, and the reference pass's rows.
+"""Choices that only a measurement on the device can decide: how Eq. 3 is computed, and the reference pass's rows.
 
-Each way to compute a layer of Eq. 3 is exact; which is the quickest depends on the kernel. The pack takes one of them
-(`dreamtuner_core.host.kernels`); the others stand here, to be measured beside it.
+Each way to compute a layer of Eq. 3 is exact; which one is fastest depends on the kernel. The pack uses one of them
+(`dreamtuner_core.host.kernels`); the others are here, to be measured beside it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _pass(
     levels = torch.linspace(1.0, 8.0, max(LEVELS), device=device)[:rows]
     latent = model.process_latent_in(subject.latent.to(device))
     noisy = latent + levels[:, None, None, None] * subject.noise().to(device)
-    told = {name: x.expand(rows, *x.shape[1:]) for name, x in conditions.items()}
+    conds = {name: x.expand(rows, *x.shape[1:]) for name, x in conditions.items()}
     plain = pack("host.kernels").plain_attention
 
     def run() -> dict[Any, Tensor]:
@@ -101,7 +101,7 @@ def _pass(
 
         options = {"sigmas": levels, "patches_replace": {"attn1": {layer: keep(layer) for layer in layers}}}
         with contextlib.suppress(_Enough):
-            model.apply_model(noisy, levels, **told, transformer_options=options)
+            model.apply_model(noisy, levels, **conds, transformer_options=options)
         return keys
 
     return run
@@ -113,7 +113,7 @@ def _heads(bench: Bench) -> dict[int, int]:
     return {block.attn1.to_q.weight.shape[0]: block.attn1.heads for block in blocks}
 
 
-# --- the ways: (q [B, N, C], k, v, k_r [1, M, C], v_r, heads) -> a function of nothing that gives [B, N, C] -----------
+# --- the ways: (q [B, N, C], k, v, k_r [1, M, C], v_r, heads) -> a function without arguments that returns [B, N, C] --
 
 Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Callable[[], Tensor]]
 
@@ -127,7 +127,7 @@ def _joined(x: Tensor) -> Tensor:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, k_r: Tensor, v_r: Tensor, heads: int) -> Callable[[], Tensor]:
-    """No reference, the host's kernel: what the others come on top of."""
+    """No reference, the host's kernel: for comparison with the others."""
     import comfy.ldm.modules.attention as host
 
     return lambda: host.optimized_attention(q, k, v, heads)
@@ -152,7 +152,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int) -> Tensor:
 
 
 def _of_the_pack(kernel: str) -> Way:
-    """The pack's own, by the host's kernel of that name or its present one."""
+    """The pack's own way, with the host's kernel of that name."""
 
     def way(q: Tensor, k: Tensor, v: Tensor, k_r: Tensor, v_r: Tensor, heads: int) -> Callable[[], Tensor]:
         import comfy.ldm.modules.attention as host
@@ -177,7 +177,7 @@ def _by_bias(q: Tensor, k: Tensor, v: Tensor, k_r: Tensor, v_r: Tensor, heads: i
 
 
 def _by_bias_in_a_buffer(q: Tensor, k: Tensor, v: Tensor, k_r: Tensor, v_r: Tensor, heads: int) -> Callable[[], Tensor]:
-    """The reference's keys and values lie in the buffer for all rows already."""
+    """The reference's keys and values are already in the buffer, for all rows."""
     bias, own = _bias(q, k_r, k.shape[1]), k.shape[1]
     keys, values = (torch.cat([x, r.expand(len(q), -1, -1)], dim=1) for x, r in ((k, k_r), (v, v_r)))
 
@@ -189,7 +189,7 @@ def _by_bias_in_a_buffer(q: Tensor, k: Tensor, v: Tensor, k_r: Tensor, v_r: Tens
 
 
 def _by_log_sum_exp(q: Tensor, k: Tensor, v: Tensor, k_r: Tensor, v_r: Tensor, heads: int) -> Callable[[], Tensor]:
-    """Two calls of a kernel that gives the log-sum-exp, for one weight of all tokens: nothing is joined but outputs."""
+    """Two calls of a kernel that returns the log-sum-exp, for one weight of all tokens: only outputs are joined."""
     aten = torch.ops.aten
     on_cpu = q.device.type == "cpu"
     kernel = aten._scaled_dot_product_flash_attention_for_cpu if on_cpu else aten._scaled_dot_product_flash_attention

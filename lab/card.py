@@ -1,4 +1,4 @@
-"""A workflow's card: one picture, and in its corner what made it."""
+"""A workflow's card: one picture, and in its corner the pictures that it was made from."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageOps
 
-SIDE, INSET, EDGE, GAP = 512, 120, 5, 16  # pixels: of the card, of what lies in its corner, its white edge, between
+SIDE, INSET, EDGE, GAP = 512, 120, 5, 16  # pixels: side of the card, of a picture in its corner, white edge, gap
 
 
 def card(result: Image.Image, *corner: Image.Image) -> Image.Image:
-    """Square, for the page's template list frames it so."""
+    """The card, a square, as the page's template list shows it."""
     square = ImageOps.pad(result.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS, "white", (0.5, 1.0))
     for i, picture in enumerate(corner):
         white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))

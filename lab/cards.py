@@ -1,6 +1,6 @@
-"""The cards of the shipped workflows: each is run on the mini base, as a newcomer would, and what it draws is its card.
+"""The cards of the shipped workflows: each is run on the mini base, as a new user would, and its picture is its card.
 
-Pictures of made-up individuals are put in, sizes are brought down to the mini base's; nothing else is changed.
+The inputs are pictures of invented individuals, and sizes are those of the mini base; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXTS = {  # by the nodes' titles, in words that the mini base knows
     "Negative prompt": "",
     "Caption of the reference": f"a {THING}, on a white background",
 }
-WIDE = f"a {THING}, on grass"  # what the mini base calls a wide picture of two
+WIDE = f"a {THING}, on grass"  # the mini base's caption of a wide picture of two
 TUNED = f"a {THING} embedding:{NAME}, on grass"
 STORY = "\n".join(f"a {THING}, on {scene}" for scene in ("a beach", "grass", "snow", "a night sky"))
 
@@ -52,7 +52,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m lab cards", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of workflows, without the number; else all")
     parser.add_argument("--seed", type=int, default=4, help="of the samplers")
-    parser.add_argument("--individual", type=int, default=7, help="which made-up individual is the subject")
+    parser.add_argument("--individual", type=int, default=7, help="which invented individual is the subject")
     parser.add_argument("--steps", type=int, default=25, help="of the samplers")
     parser.add_argument("--tuning-steps", type=int, default=300, help="of Subject Tuning")
     parser.add_argument("--out", type=Path, default=WORKFLOWS, help="folder of the cards")
@@ -69,7 +69,7 @@ def names(wanted: Sequence[str] = ()) -> list[str]:
 
 
 def server() -> ComfyServer:
-    """A ComfyUI with the pack, the mini base and what belongs to it."""
+    """A ComfyUI with the pack, the mini base, its ControlNet and its subject encoder."""
     from lab.demo import CHECKPOINT, ENCODER, FAMILY
     from lab.inside import host_tree
     from lab.server import ComfyServer
@@ -80,7 +80,7 @@ def server() -> ComfyServer:
 
 
 def pictures(individual: int = 7) -> dict[str, Image.Image]:
-    """What is put into the LoadImage nodes, by their titles: a cut-out subject, pictures to begin from, a layout."""
+    """The pictures for the LoadImage nodes, by their titles: cut-out subjects, pictures to start from, a layout."""
     import numpy as np
     from PIL import Image
 
@@ -95,7 +95,7 @@ def pictures(individual: int = 7) -> dict[str, Image.Image]:
     start = compose(np.random.default_rng(individual + 1), SIDE, kind=THING, scene="grass")
     room = compose(np.random.default_rng(individual + 2), SIDE, kind="house", scene="a beach")
     hole = Image.new("L", (SIDE, SIDE), 255)
-    hole.paste(0, (SIDE // 4, SIDE // 4, SIDE - 8, SIDE - 8))  # what LoadImage takes for painted
+    hole.paste(0, (SIDE // 4, SIDE // 4, SIDE - 8, SIDE - 8))  # LoadImage reads this as the painted mask
     painted = Image.fromarray(room.pixels).convert("RGBA")
     painted.putalpha(hole)
     return {
@@ -109,7 +109,7 @@ def pictures(individual: int = 7) -> dict[str, Image.Image]:
 
 
 def fitted(server: ComfyServer, name: str, given: dict[str, Image.Image], steps: int, seed: int = 1) -> Graph:
-    """The workflow (its name without the number) as the server runs it, muted nodes switched on, on the mini base."""
+    """The workflow with that name (without the number), for the mini base, with its muted nodes switched on."""
     from lab.demo import CHECKPOINT, ENCODER, SAMPLING, SIDE
 
     graph = api_form(load(name), server.object_info(), muted=True)
@@ -126,7 +126,7 @@ def fitted(server: ComfyServer, name: str, given: dict[str, Image.Image], steps:
         elif entry["class_type"] == "DreamTunerStoryboard":
             inputs.update(prompts=STORY, always="")
         elif entry["class_type"] == "CLIPVisionLoader":
-            del graph[key]  # the mini base's encoder carries its own tower
+            del graph[key]  # the mini base's encoder contains its own tower
     for title, values in {
         "Load Checkpoint": {"ckpt_name": CHECKPOINT.name},
         "Load Subject Encoder": {"subject_encoder": ENCODER.name},
@@ -141,7 +141,7 @@ def fitted(server: ComfyServer, name: str, given: dict[str, Image.Image], steps:
         entry["inputs"] = {k: v for k, v in entry["inputs"].items() if not isinstance(v, list) or v[0] in graph}
     if name == "two_subjects":
         node(graph, "Prompt")["text"] = WIDE
-        for entry in graph.values():  # the mini base knows wide pictures as two squares
+        for entry in graph.values():  # the mini base was trained on wide pictures of two squares
             if "width" in entry["inputs"]:
                 entry["inputs"]["width"] = entry["inputs"]["width"] * 4 // 3
     elif "tun" in name:
@@ -163,7 +163,7 @@ def draw_card(server: ComfyServer, name: str, options: argparse.Namespace) -> Im
 
 
 def run(server: ComfyServer, graph: Graph) -> list[Image.Image]:
-    """What the last Save Image of the graph wrote. A saved subject is saved before it is loaded."""
+    """The pictures of the graph's last Save Image. A saved subject is saved before it is loaded."""
     loads = [key for key, entry in graph.items() if entry["class_type"] == "DreamTunerLoadSubject"]
     if loads and "Save Subject" in (entry["_meta"]["title"] for entry in graph.values()):
         server.queue(_before(graph, "Save Subject"))
@@ -172,7 +172,7 @@ def run(server: ComfyServer, graph: Graph) -> list[Image.Image]:
 
 
 def _before(graph: Graph, title: str) -> Graph:
-    """The node of that title and all that it needs."""
+    """The node with that title and all nodes that it needs."""
     needed, ahead = {}, [node_id(graph, title)]
     while ahead:
         key = ahead.pop()

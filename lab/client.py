@@ -17,11 +17,11 @@ from typing import Any
 from PIL import Image
 
 Graph = Mapping[str, Mapping[str, Any]]  # API format: node id -> {class_type, inputs}
-Progress = Callable[[str, int, int], None]  # node id, steps done, steps in all; 0 of 0 when the node begins
+Progress = Callable[[str, int, int], None]  # node id, steps done, all steps; 0 of 0 when the node begins
 
 
 class ComfyError(RuntimeError):
-    """The server could not do what was asked."""
+    """The server could not do it; the text is its answer."""
 
 
 class GraphRefused(ComfyError):
@@ -45,7 +45,7 @@ class Interrupted(ComfyError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a graph left behind: the `ui` part of each output node, by node id."""
+    """The result of a graph: the `ui` part of each output node, by node id."""
 
     prompt_id: str
     outputs: Mapping[str, Mapping[str, Any]]
@@ -57,7 +57,10 @@ class ComfyClient:
         self.client_id = uuid.uuid4().hex
 
     def queue(self, graph: Graph, on_progress: Progress | None = None, timeout: float = 600.0) -> Result:
-        """Run `graph` to its end. Call from a thread without a running event loop."""
+        """Run `graph` to its end. Call it from a thread without a running event loop. timeout: seconds.
+
+        Raises ComfyError: GraphRefused, NodeFailed, Interrupted, or if the server does not finish.
+        """
         try:
             return asyncio.run(asyncio.wait_for(self._queue(graph, on_progress), timeout))
         except asyncio.TimeoutError:
@@ -73,7 +76,7 @@ class ComfyClient:
         ):
             answer = await asyncio.to_thread(self.post, "/prompt", {"prompt": graph, "client_id": self.client_id})
             prompt_id = answer["prompt_id"]
-            if answer["node_errors"]:  # other outputs of the graph passed, and the server began with those
+            if answer["node_errors"]:  # the server has begun with the outputs that passed
                 await asyncio.to_thread(self.post, "/queue", {"delete": [prompt_id]})
                 await asyncio.to_thread(self.interrupt)
                 raise GraphRefused(_validation_errors(answer["node_errors"]))
@@ -103,14 +106,14 @@ class ComfyClient:
         self.post("/interrupt", {})
 
     def free(self) -> None:
-        """Unload the models and drop every cached output; done when the server is next idle."""
+        """Unload the models and clear every cached output, when the server is next idle."""
         self.post("/free", {"unload_models": True, "free_memory": True})
 
     def object_info(self) -> dict[str, Any]:
         return self.get_json("/object_info")
 
     def upload_image(self, path: Path, name: str | None = None) -> str:
-        """Put a picture file into the server's input folder; its name there is what LoadImage takes."""
+        """Put a picture file into the server's input folder. Returns its name there, for LoadImage."""
         boundary = uuid.uuid4().hex
         name = name or path.name
         body = b"".join(
@@ -153,7 +156,7 @@ class ComfyClient:
             raise ComfyError(f"The server at {self.url} does not answer: {error}") from None
 
 
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is here, whatever the proxy
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is local: never use a proxy
 
 
 def _refusal(path: str, code: int, body: bytes) -> ComfyError:

@@ -1,4 +1,4 @@
-"""The shipped workflow on a real ComfyUI: one picture of each subject, with less of the pack, whole, and with more."""
+"""The shipped workflow on a real ComfyUI: pictures of each subject with less and with more of the pack."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # so that --help needs no environment
     from lab.server import ComfyServer
 
 CHECKPOINT, ENCODER = shipped.FOLDER / shipped.BASE, shipped.FOLDER / shipped.ENCODER
-FAMILY = ROOT / "lab" / "mini_family"  # registers the mini base's small member of the SD1.x family with the host
-SIDE = 128  # pixels; what the mini base draws
-SAMPLING = {"cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}  # what suits it
+FAMILY = ROOT / "lab" / "mini_family"  # registers the mini base with the host, as a small member of the SD1.x family
+SIDE = 128  # pixels, of the mini base's pictures
+SAMPLING = {"cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}  # good settings for it
 
 S_S_A, GUIDANCE = "DreamTunerApplySelfSubjectAttention", "DreamTunerReferenceGuidance"
 LOAD_ENCODER, APPLY_ENCODER = "DreamTunerLoadSubjectEncoder", "DreamTunerApplySubjectEncoder"
@@ -63,13 +63,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m lab demo", description=__doc__)
-    parser.add_argument("--subject", nargs="+", default=SUBJECTS, help="things that the mini base can draw, a row each")
+    parser.add_argument("--subject", nargs="+", default=SUBJECTS, help="kinds that the mini base can draw, a row each")
     parser.add_argument("--scene", default="a beach", help="what to draw them on")
-    parser.add_argument("--individual", type=int, default=0, help="which of those that it was not trained on")
+    parser.add_argument("--individual", type=int, default=0, help="which individual, of those it was not trained on")
     parser.add_argument("--reference", type=Path, help="your own picture of the first subject, cut out")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--film", action="store_true", help="instead of the sheet: the weight goes up, frame by frame")
+    parser.add_argument(
+        "--film", action="store_true", help="instead of the sheet, a film: the weight rises, frame by frame"
+    )
     parser.add_argument("--out", type=Path, help=f"the sheet ({HOME / 'demo.png'}) or the film (demo.webp there)")
     options = parser.parse_args(argv)
     options.out = options.out or HOME / ("demo.webp" if options.film else "demo.png")
@@ -77,14 +79,14 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def unseen_subject(kind: str, number: int) -> Path:
-    """An individual that the mini base never saw, as a PNG whose transparency is the mask."""
+    """An individual that the mini base was not trained on, as a PNG whose transparency is the mask."""
     import numpy as np
     from PIL import Image
 
     from lab.world import KINDS, View, draw, sample_individual
 
     if kind not in KINDS:
-        raise ValueError(f"the mini base knows no {kind!r}; choose one of {', '.join(KINDS)}.")
+        raise ValueError(f"the mini base cannot draw {kind!r}; choose one of {', '.join(KINDS)}.")
     individual = sample_individual(np.random.default_rng(number), kind, held_out=True)
     path = HOME / f"demo_{kind}.png"
     Image.fromarray(draw(individual, View(pose=(*KINDS[kind].poses, "")[0]), 2 * SIDE)).save(path)
@@ -92,7 +94,7 @@ def unseen_subject(kind: str, number: int) -> Path:
 
 
 def demo_graph(server: ComfyServer, reference: Path, caption: str, prompt: str, seed: int, steps: int) -> Graph:
-    """The shipped workflow with reference guidance switched on, and the mini base and its size put in."""
+    """The shipped workflow with reference guidance switched on, for the mini base and its size."""
     graph = workflow.api_form(workflow.load("one_picture"), server.object_info(), bypassed=True)
     workflow.node(graph, "Load Checkpoint")["ckpt_name"] = CHECKPOINT.name
     workflow.node(graph, "Reference picture")["image"] = server.upload_image(reference)
@@ -106,7 +108,7 @@ def demo_graph(server: ComfyServer, reference: Path, caption: str, prompt: str, 
 
 
 def with_encoder(graph: Graph) -> Graph:
-    """The same graph, the subject's rough looks brought in by the mini base's own subject encoder."""
+    """The same graph with the mini base's own subject encoder, for the subject's rough appearance."""
     graph = deepcopy(graph)
     encode, read = (
         workflow.node_id(graph, title) for title in ("Encode Subject Image", "Apply Self-Subject Attention")
@@ -133,7 +135,7 @@ def _pictures(options: argparse.Namespace) -> tuple[list[Cell], str]:
         for kind, reference in zip(options.subject, _references(options)):
             cells += _row(server, kind, reference, options)
     say(f"done in {time.monotonic() - start:.0f} s")
-    return cells, f"Individuals that the mini base never saw, seed {options.seed}, {options.steps} steps"
+    return cells, f"Individuals that the mini base was not trained on, seed {options.seed}, {options.steps} steps"
 
 
 def _frames(options: argparse.Namespace) -> list[Image]:
@@ -184,7 +186,7 @@ def _drawn(server: ComfyServer, graph: Graph, label: str) -> Image:
 
 
 def _row(server: ComfyServer, kind: str, reference: Path, options: argparse.Namespace) -> list[Cell]:
-    """One subject: its picture, and what is drawn with less and with more of the pack."""
+    """One subject: its picture, and pictures with less and with more of the pack."""
     from PIL import Image
 
     from dreamtuner_core.picture.sheet import Cell
@@ -204,7 +206,7 @@ def _row(server: ComfyServer, kind: str, reference: Path, options: argparse.Name
 
 
 def _progress(label: str) -> Progress:
-    """One line in the terminal that is written over; silent where the output is no terminal."""
+    """One line in the terminal, overwritten at each step; silent if the output is not a terminal."""
 
     def show(node_id: str, done: int, steps: int) -> None:
         if steps and sys.stderr.isatty():

@@ -1,6 +1,6 @@
-"""`python3 -m lab.find_subject`: how well the subject is found in the world's pictures, and their light mended.
+"""`python3 -m lab.find_subject`: how well the subject is found in the world's pictures, and their light corrected.
 
-Prints the overlap (IoU) with the true masks, and what `light: auto` makes of good pictures and of dark ones.
+Prints the overlap (IoU) with the true masks, and the effect of `light: auto` on good pictures and on dark ones.
 """
 
 from __future__ import annotations

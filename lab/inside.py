@@ -19,7 +19,7 @@ from types import ModuleType
 from lab import shim
 from lab.host import DEFAULT_HOST, HOME, ROOT
 
-TREE_VARIABLE = "DREAMTUNER_HOST_TREE"  # set by `python3 -m lab` for what it starts
+TREE_VARIABLE = "DREAMTUNER_HOST_TREE"  # set by `python3 -m lab` for the processes that it starts
 PACK = "dreamtuner_pack"
 
 
@@ -28,13 +28,13 @@ def host_tree() -> Path:
 
 
 def import_host(tree: Path | None = None, cpu: bool = True) -> Path:
-    """Make the host's modules importable and set its options. Safe to call twice; gives the tree.
+    """Make the host's modules importable, set its options, and return the tree. Safe to call twice.
 
-    The tree comes before this repository on sys.path: both have a top-level `nodes`, and the host's must win.
+    The tree comes before this repository on sys.path: both have a top-level `nodes`, and the host's must be used.
     """
     tree = tree or host_tree()
     if not (tree / "comfy").is_dir():
-        raise RuntimeError(f"No ComfyUI lies at {tree}: run `python3 -m lab test` once, or set {TREE_VARIABLE}.")
+        raise RuntimeError(f"There is no ComfyUI at {tree}: run `python3 -m lab test` once, or set {TREE_VARIABLE}.")
     elsewhere = [path for path in sys.path if path and Path(path).resolve() not in (tree, ROOT)]
     sys.path[:] = [str(tree), *elsewhere, str(ROOT)]
     shim.install()

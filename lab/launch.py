@@ -1,7 +1,7 @@
-"""Start ComfyUI's main.py: `python launch.py TREE [main.py's arguments]`. ComfyServer's other half.
+"""Start ComfyUI's main.py: `python launch.py TREE [main.py's arguments]`. ComfyServer runs this.
 
-Adds two things to a plain `python main.py`: the shim of lab/shim.py, and an end to the server when its standard
-input closes. The starter holds the other end of that pipe, so the server never outlives it, not even a kill -9.
+It adds two features to a plain `python main.py`: the shim of lab/shim.py, and the server ends when its standard input
+closes. The parent process holds the other end of that pipe, so the server never outlives it, even after a kill -9.
 """
 
 import os
@@ -10,11 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
-import shim  # type: ignore[import-not-found]  # lies beside this script; `lab` is not on a server's path
+import shim  # type: ignore[import-not-found]  # beside this script; `lab` is not on a server's path
 
 tree = sys.argv[1]
 sys.argv[:] = [str(Path(tree, "main.py")), *sys.argv[2:]]
-sys.path[0] = tree  # what `python main.py` would have put there, in place of this folder
+sys.path[0] = tree  # as with `python main.py`, instead of this folder
 
 
 def _end_with_the_starter() -> None:

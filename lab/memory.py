@@ -1,7 +1,7 @@
-"""The memory of a subject tuning's step, counted and not measured: SD1.5 at 512 pixels and SDXL at 1024, or one case.
+"""The memory of a step of Subject Tuning, counted and not measured: SD1.5 at 512 pixels and SDXL at 1024, or one case.
 
-Of the node's own networks at their real sizes, as on a GPU: the base in fp16, what is learned in fp32. What CUDA itself
-takes (about half a gigabyte) is not counted. `lab/tuning_memory.py` does it.
+It counts the node's own networks at their real sizes, as on a GPU: the base in fp16, what is trained in fp32. CUDA's
+own memory (about half a gigabyte) is not counted. See `lab/tuning_memory.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SIDES = {"sd15": 512, "sdxl": 1024}
-OTHERS: tuple[dict, ...] = (  # beside the node's defaults
+OTHERS: tuple[dict, ...] = (  # besides the node's defaults
     {},
     {"text_encoder": False},
     {"rank": 128},
@@ -48,12 +48,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m lab memory", description=__doc__)
-    parser.add_argument("model", nargs="?", choices=tuple(SIDES), help="this one alone, with the options below")
+    parser.add_argument("model", nargs="?", choices=tuple(SIDES), help="only this model, with the options below")
     parser.add_argument("--side", type=int, help="of the pictures, in pixels")
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--no-text-encoder", action="store_true")
     parser.add_argument("--no-checkpointing", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, in bytes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, in bytes, to this file")
     return parser.parse_args(argv)

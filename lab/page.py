@@ -1,4 +1,4 @@
-"""The shipped workflows in ComfyUI's own page: each loaded in a browser, what it lost named, a picture of it taken.
+"""The shipped workflows in ComfyUI's own page: load each in a browser, report what the page lost, save a screenshot.
 
 Needs a Chromium or Chrome on the PATH (Debian: `apt-get install chromium`). No test depends on it.
 """
@@ -22,10 +22,10 @@ from lab.workflow import WORKFLOWS, needs
 if TYPE_CHECKING:  # so that --help needs no environment
     from aiohttp import ClientWebSocketResponse
 
-STARTED = 60  # seconds that a browser may take
+STARTED = 60  # seconds that a browser may take to start
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--window-size=1600,1000")
-SETTINGS = {"Comfy.TutorialCompleted": "true", "Comfy.Workflow.ShowMissingModelsWarning": "false"}  # nothing on top
+SETTINGS = {"Comfy.TutorialCompleted": "true", "Comfy.Workflow.ShowMissingModelsWarning": "false"}  # no dialog on top
 LOAD = """(async flow => {
     while (!(window.app?.graph && app.extensionManager)) await new Promise(done => setTimeout(done, 500));
     await app.loadGraphData(flow);
@@ -39,7 +39,7 @@ LOAD = """(async flow => {
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m lab page", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of workflows, without the number; else all")
-    parser.add_argument("--nodes-2", action="store_true", help="nodes as Nodes 2.0 draws them")
+    parser.add_argument("--nodes-2", action="store_true", help="draw the nodes with Nodes 2.0")
     parser.add_argument("--out", type=Path, default=HOME / "page", help="folder of the pictures")
     options = parser.parse_args(argv)
     settings = SETTINGS | ({"Comfy.VueNodes.Enabled": "true"} if options.nodes_2 else {})
@@ -90,7 +90,7 @@ async def _look(url: str, port_file: Path, settings: dict[str, str], flows: Sequ
 
 
 async def _call(socket: ClientWebSocketResponse, method: str, **parameters: Any) -> Any:
-    """The answer to one command of the Chrome DevTools Protocol; events in between are passed over."""
+    """The answer to one command of the Chrome DevTools Protocol; events in between are ignored."""
     await socket.send_json({"id": 1, "method": method, "params": parameters})
     while (answer := await socket.receive_json()).get("id") != 1:
         continue

@@ -1,4 +1,4 @@
-"""A real ComfyUI server of one's own: started on a free port of 127.0.0.1, driven over its API, always stopped."""
+"""A real ComfyUI server: started on a free port of 127.0.0.1, driven over its API, always stopped."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class ComfyServer(ComfyClient):
     models        model files to link, by kind: {"checkpoints": [path, ...]}
     arguments     further arguments of main.py
     pack          whether this repository is linked as custom_nodes/DreamTuner
-    threads       of torch; one is quickest for small models: more wait for each other wherever a core is busy
-    base          the folder of the server's input, output, user and model folders, which then stays when it stops
+    threads       of torch; one is fastest for small models, because more wait for each other if a core is busy
+    base          the folder for the server's input, output, user and model folders; it is not removed at the end
 
-    Without one `base` is temporary, gone when the server stops. So is its `log`; that of a server that failed stays as
-    .lab/failed_server.log.
+    Without `base` a temporary folder is used, and removed when the server stops. So is its `log`; that of a server that
+    failed is copied to .lab/failed_server.log.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ComfyServer(ComfyClient):
                     [*self.command, "--base-directory", str(self.base)],
                     cwd=self.tree,
                     env=os.environ | self.variables,
-                    stdin=subprocess.PIPE,  # never written to: its closing ends the server, see launch.py
+                    stdin=subprocess.PIPE,  # never written to: the server ends when it closes, see launch.py
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
@@ -143,13 +143,13 @@ class ComfyServer(ComfyClient):
 
 
 def _link(path: Path, target: Path) -> None:
-    """Anew, for a base that stayed has links of before."""
+    """Link `path` to `target`; an older link, in a base that was used before, is replaced."""
     path.unlink(missing_ok=True)
     path.symlink_to(target)
 
 
 def _sweep() -> None:
-    """Remove the folders of starters that were killed and could not do it themselves."""
+    """Remove the temporary folders of processes that were killed before they could."""
     for base in HOME.glob("server-*-*"):
         try:
             os.kill(int(base.name.split("-")[1]), 0)

@@ -1,4 +1,4 @@
-"""Let torchvision be imported beside a CPU build of torch. The test host's affair, never the pack's.
+"""Make torchvision importable beside a CPU build of torch. Only for the test host, never for the pack.
 
 The registry has no CPU build of torchvision: beside a CPU torch its compiled operators cannot be loaded, and
 `import torchvision` stops because it registers kernels for operators that nobody declared. Declaring them is
@@ -17,7 +17,7 @@ _DECLARATIONS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_kept: list[Any] = []  # a torch.library.Library withdraws its declarations when it is collected
+_kept: list[Any] = []  # a torch.library.Library removes its declarations when it is garbage collected
 
 
 class _TorchvisionWatcher:

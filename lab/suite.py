@@ -1,8 +1,8 @@
 """The whole suite: `python3 -m lab test [pytest arguments]`.
 
 ruff and mypy, then pytest over tests/ on ComfyUI 0.3.75 and, at the same time, over the host-facing parts, tests/host
-and tests/server, on 0.3.52. With --host, or COMFYUI_PATH, one host only. Where the arguments name tests, only those
-are run, on one host. The last line counts the tests of all runs; ruff and mypy count as one each.
+and tests/server, on 0.3.52. With --host, or COMFYUI_PATH, only one host. If the arguments name tests, only those are
+run, on one host. The last line counts the tests of all runs; ruff and mypy count as one each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_TESTS = 5  # pytest's exit status when it found nothing to run
 
 @dataclass(frozen=True)
 class Run:
-    """A pytest run under way. log: None where it writes to the terminal."""
+    """A pytest run in progress. log: None if it writes to the terminal."""
 
     tree: Path
     process: subprocess.Popen[bytes]
@@ -58,9 +58,9 @@ def _names_tests(argument: str) -> bool:
 
 
 def _types() -> bool:
-    """mypy, over the pack under the package name that `lab.inside` gives it, and over the lab.
+    """mypy over the pack, under the package name of `lab.inside`, and over the lab.
 
-    The pack's relative imports climb to the repository's root, whose folder may have any name: hence the link.
+    The pack's relative imports go up to the repository's root, whose folder may have any name: hence the link.
     """
     link = HOME / "types" / ROOT.name / PACK
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -75,16 +75,16 @@ def _check(name: str, command: Sequence[str]) -> bool:
     say(name)
     good = subprocess.run([sys.executable, "-m", *command], cwd=ROOT).returncode == 0
     if not good:
-        say(f"{name} found something to mend (above)")
+        say(f"{name} found problems (above)")
     return good
 
 
 def _start(tree: Path, arguments: Sequence[str], log: Path | None = None) -> Run:
-    say(f"pytest on {tree.name}" + (f", meanwhile, into {log}" if log else ""))
+    say(f"pytest on {tree.name}" + (f", at the same time, into {log}" if log else ""))
     report = HOME / f"pytest-{tree.name}.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
-    # one thread each: with two runs on two cores, threads that wait for each other cost more than they give
+    # one thread each: with two runs on two cores, threads that wait for each other cost more than they gain
     variables = {"OMP_NUM_THREADS": "1"} | os.environ | {TREE_VARIABLE: str(tree)}
     output = log.open("wb") if log else None
     process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output and subprocess.STDOUT)
@@ -92,7 +92,7 @@ def _start(tree: Path, arguments: Sequence[str], log: Path | None = None) -> Run
 
 
 def _finish(runs: Sequence[Run], counts: Counter[str]) -> bool:
-    """Wait for the runs and add them up. One that finds no test to run is no failure of the code."""
+    """Wait for the runs and add up their counts. A run that finds no test is not a failure."""
     try:
         for run in runs:
             run.process.wait()

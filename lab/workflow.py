@@ -1,6 +1,6 @@
-"""Workflows: from the UI format an artist opens to the API format the server runs.
+"""Workflows: from the UI format that an artist opens to the API format that the server runs.
 
-The shipped files in workflows/ are the one source; the demo and the tests run what comes out of here.
+The shipped files in workflows/ are the only source; the demo and the tests run the graphs made here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lab.host import ROOT
 
 WORKFLOWS = ROOT / "workflows"
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-NOTES = ("Note", "MarkdownNote")  # live in the page only; the server does not know them
+NOTES = ("Note", "MarkdownNote")  # exist only in the page, not in the server
 MUTED, BYPASSED = 2, 4  # LiteGraph's node modes
 
 Graph = dict[str, dict[str, Any]]
@@ -26,21 +26,21 @@ class WorkflowError(ValueError):
 
 
 def load(name: str) -> dict[str, Any]:
-    """A shipped workflow in UI format, by its name without the number before it."""
+    """A shipped workflow in UI format, by its name without the number."""
     return json.loads(next(WORKFLOWS.glob(f"[0-9][0-9]_{name}.json")).read_text())
 
 
 def needs(path: Path) -> str | None:
-    """The other pack without which that shipped workflow cannot run; None for one that needs no other."""
+    """The other pack that this shipped workflow needs; None if it needs no other."""
     return json.loads(path.read_text())["extra"].get("needs")
 
 
 def api_form(
     workflow: Mapping[str, Any], object_info: Mapping[str, Any], muted: bool = False, bypassed: bool = False
 ) -> Graph:
-    """What the page's own "export (API)" gives. Refuses nodes, sockets and widgets that the server does not have.
+    """The same as the page's "export (API)". Raises WorkflowError for nodes, inputs or widgets that the server lacks.
 
-    muted, bypassed: whether such nodes are switched on; else they are left out or wired past, as the page does.
+    muted, bypassed: whether such nodes are switched on; otherwise they are left out or bypassed, as in the page.
     """
     left_out = () if muted else (MUTED,)
     nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] not in NOTES and n.get("mode", 0) not in left_out}
@@ -60,7 +60,7 @@ def api_form(
         name = nodes[target]["inputs"][target_slot]["name"]
         outputs = object_info[nodes[source]["type"]]["output"]
         if slot >= len(outputs) or (not isinstance(outputs[slot], list) and kind not in (outputs[slot], "*")):
-            raise WorkflowError(f"Output {slot} of {nodes[source]['type']} is no {kind}.")
+            raise WorkflowError(f"Output {slot} of {nodes[source]['type']} is not a {kind}.")
         if name not in (known for known, *_ in _inputs(object_info[nodes[target]["type"]])):
             raise WorkflowError(f"{nodes[target]['type']} has no input {name!r}.")
         graph[str(target)]["inputs"][name] = [str(source), slot]
@@ -68,7 +68,7 @@ def api_form(
 
 
 def _past(graph: Graph, bypassed: Sequence[Mapping[str, Any]]) -> Graph:
-    """Each output of these nodes is what comes into their first input of its type."""
+    """Replace each output of these nodes by the link of their first input of the same type."""
     for node in bypassed:
         inputs = graph.pop(str(node["id"]))["inputs"]
         through = [next((i["name"] for i in node["inputs"] if i["type"] == o["type"]), "") for o in node["outputs"]]
@@ -76,20 +76,20 @@ def _past(graph: Graph, bypassed: Sequence[Mapping[str, Any]]) -> Graph:
             for name, value in list(entry["inputs"].items()):
                 if isinstance(value, list) and value[0] == str(node["id"]):
                     if (source := inputs.get(through[value[1]])) is None:
-                        raise WorkflowError(f"Node {node['id']} ({node['type']}) is bypassed, and leads nowhere.")
+                        raise WorkflowError(f"Node {node['id']} ({node['type']}) is bypassed, but has no input to use.")
                     entry["inputs"][name] = source
     return graph
 
 
 def _inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
-    """Name, what the server says of it, and whether it is optional."""
+    """Each input's name, its description by the server, and whether it is optional."""
     for group in ("required", "optional"):
         for name, entry in info["input"].get(group, {}).items():
             yield name, entry, group == "optional"
 
 
 def _widget_values(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the values that the page stores by position alone."""
+    """The widgets' values by name; the page stores them by position."""
     values = list(node.get("widgets_values", ()))
     named: dict[str, Any] = {}
     for name, (kind, *rest), optional in _inputs(info):
@@ -97,7 +97,7 @@ def _widget_values(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
         if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
             continue
         if not values and optional:
-            break  # a widget newer than the workflow: the page gives it its default, and so does the server
+            break  # a widget newer than the workflow: page and server use its default
         if not values:
             raise WorkflowError(f"Node {node['id']} ({node['type']}) has no value for its widget {name!r}.")
         named[name] = values.pop(0)
@@ -107,12 +107,12 @@ def _widget_values(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
         if options.get("image_upload"):
             del values[:1]
     if values:
-        raise WorkflowError(f"Node {node['id']} ({node['type']}) has values left over: {values}.")
+        raise WorkflowError(f"Node {node['id']} ({node['type']}) has values without a widget: {values}.")
     return named
 
 
 def node(graph: Graph, title: str) -> dict[str, Any]:
-    """The inputs of the one node with this title, to read or to change."""
+    """The inputs of the one node with this title, to read or change."""
     return graph[node_id(graph, title)]["inputs"]
 
 
@@ -124,7 +124,7 @@ def node_id(graph: Graph, title: str) -> str:
 
 
 def without(graph: Graph, *class_types: str, through: str = "model") -> Graph:
-    """The graph with these nodes taken out and their input `through` wired on to what they fed."""
+    """The graph without these nodes: their input `through` is linked to the nodes after them."""
     graph = deepcopy(graph)
     for key in [key for key, entry in graph.items() if entry["class_type"] in class_types]:
         source = graph.pop(key)["inputs"][through]

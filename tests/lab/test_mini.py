@@ -387,7 +387,7 @@ def test_stages_that_need_weights_say_so_at_once(folder: Path, monkeypatch: pyte
 
 def test_a_host_that_is_not_there(folder: Path) -> None:
     (folder / "a.safetensors").touch()
-    with pytest.raises(SystemExit, match=r"No ComfyUI lies at .*none"):
+    with pytest.raises(SystemExit, match=r"There is no ComfyUI at .*none"):
         main([*arguments(folder, "sheet"), "--weights", str(folder / "a.safetensors"), "--host", str(folder / "none")])
 
 

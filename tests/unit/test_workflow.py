@@ -77,7 +77,7 @@ def test_bypassed_nodes_are_wired_past_or_switched_on() -> None:
     assert api_form(bypassed, INFO) == without(api_form(WORKFLOW, INFO), "Patch")
     assert set(api_form(bypassed, INFO, bypassed=True)) == {"1", "2", "3"}
     del bypassed["links"][0]
-    with pytest.raises(WorkflowError, match=r"Node 2 \(Patch\) is bypassed, and leads nowhere"):
+    with pytest.raises(WorkflowError, match=r"Node 2 \(Patch\) is bypassed, but has no input to use"):
         api_form(bypassed, INFO)
 
 
@@ -86,10 +86,10 @@ def test_bypassed_nodes_are_wired_past_or_switched_on() -> None:
     [
         (("nodes", 0, "type"), "Gone", "no node 'Gone'"),
         (("nodes", 1, "widgets_values"), [], "no value for its widget 'weight'"),
-        (("nodes", 1, "widgets_values"), [0.5, "y", 3], "left over"),
+        (("nodes", 1, "widgets_values"), [0.5, "y", 3], "values without a widget"),
         (("nodes", 1, "inputs", 0, "name"), "models", "no input 'models'"),
-        (("links", 0, 2), 1, "no MODEL"),
-        (("links", 0, 2), 5, "no MODEL"),
+        (("links", 0, 2), 1, "not a MODEL"),
+        (("links", 0, 2), 5, "not a MODEL"),
     ],
 )
 def test_what_does_not_fit_is_told(path: tuple[Any, ...], value: Any, sentence: str) -> None:
