@@ -1,4 +1,4 @@
-"""`python3 -m lab mini STAGE`: make the mini base, stage by stage. Every stage resumes where it stopped."""
+"""`python3 -m lab mini STAGE`: make the mini base, stage by stage. An interrupted stage can be resumed."""
 
 import argparse
 import dataclasses
@@ -32,7 +32,7 @@ SHEET_CAPTIONS = (
 
 
 def write_vocabulary(args: argparse.Namespace, preset: Preset) -> None:
-    """Token ids of every word that a caption can have; kept in the repo, so seldom run."""
+    """Token ids of every word that a caption can have. The result is in the repository, so this seldom runs."""
     from lab.world import all_captions_words
 
     from .text import VOCABULARY, WORDS, build_vocabulary
@@ -53,11 +53,11 @@ def compose_data(args: argparse.Namespace, preset: Preset) -> None:
 
 
 def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> bool:
-    """Whether it is trained to the end."""
+    """Train the autoencoder. Returns whether it is finished."""
     from .train_autoencoder import held_out_psnr, load_autoencoder, train_autoencoder
 
     if not train_autoencoder(args.folder, preset, args.device, args.until):
-        print("the autoencoder is not trained to the end: the same command goes on")
+        print("the autoencoder is not finished: run the same command again to go on")
         return False
     psnr = held_out_psnr(load_autoencoder(args.folder, preset), preset)
     print(f"autoencoder: {psnr:.2f} dB on pictures of held-out individuals")
@@ -65,7 +65,7 @@ def train_autoencoder_stage(args: argparse.Namespace, preset: Preset) -> bool:
 
 
 def train_decoder(args: argparse.Namespace, preset: Preset) -> None:
-    """The decoder alone, for latents that are there already."""
+    """Train only the decoder, for the existing latents."""
     from .train_autoencoder import held_out_psnr, load_autoencoder, train_autoencoder
 
     train_autoencoder(args.folder, preset, args.device, args.until, decoder_alone=True)
@@ -81,7 +81,7 @@ def encode_latents(args: argparse.Namespace, preset: Preset) -> None:
 
 
 def train(args: argparse.Namespace, preset: Preset) -> None:
-    """All that is missing, then the U-Net and its text encoder."""
+    """Run every stage that is missing, then train the U-Net and its text encoder."""
     from . import train_unet
 
     if not (args.folder / "latents.pt").exists():
@@ -94,7 +94,7 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
 
 
 def train_controlnet(args: argparse.Namespace, preset: Preset) -> None:
-    """The layout ControlNet, on the U-Net as it stands."""
+    """Train the layout ControlNet on the present U-Net."""
     from . import controlnet, train_unet
 
     kind = controlnet.LayoutControl
@@ -123,14 +123,14 @@ def make_sheet(args: argparse.Namespace, preset: Preset) -> None:
 
 
 def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
-    """The subject encoder, by the pack's own pre-training: shards, image tower, and then as encoder.toml says."""
+    """Train the subject encoder with the pack's own pre-training: shards, image tower, then encoder.toml."""
     from .train_encoder import train_encoder
 
     train_encoder(args, preset)
 
 
 def pack_weights(args: argparse.Namespace, preset: Preset) -> None:
-    """What `export` and `encoder` wrote, into the repository, 8 bits a weight."""
+    """Pack the files of `export` and `encoder` into the repository, with 8 bits per weight."""
     from .packed import pack_all
 
     pack_all(args.weights.parent)
@@ -163,13 +163,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--host", type=Path, default=Path(os.environ.get("COMFYUI_PATH", ROOT / ".lab" / "comfyui-0.3.75"))
     )
     parser.add_argument("--weights", type=Path, help="the exported checkpoint (FOLDER/mini_base.safetensors)")
-    parser.add_argument("--steps", type=int, help="U-Net steps in all; may change when a run resumes")
-    parser.add_argument("--minutes", type=float, help="stop training after so many, to go on later")
+    parser.add_argument("--steps", type=int, help="all U-Net steps; may change when a run resumes")
+    parser.add_argument("--minutes", type=float, help="stop training after so many minutes, to go on later")
     parser.add_argument("--autoencoder-steps", type=int)
     parser.add_argument("--decoder-steps", type=int)
     parser.add_argument("--controlnet-steps", type=int)
     parser.add_argument("--pictures", type=int, help="how many square pictures are composed")
-    parser.add_argument("--wide-pictures", type=int, help="how many wide ones; 0 trains without")
+    parser.add_argument("--wide-pictures", type=int, help="how many wide ones; 0 is none")
     parser.add_argument("--repeated", type=float, help="share of the square ones that show an individual twice")
     parser.add_argument("--workers", type=int, default=1, help="CPU cores to train on, one worker each")
     parser.add_argument("--samples", type=int, default=3500, help="how many samples the subject encoder trains on")
@@ -188,7 +188,7 @@ def main(argv: list[str]) -> int:
     args.folder = args.folder or ROOT / ".lab" / "mini" / args.preset
     args.weights = args.weights or args.folder / BASE
     if args.minutes is not None and args.workers > 1:
-        raise SystemExit(f"--minutes is for one worker, but --workers is {args.workers}: leave one of the two out.")
+        raise SystemExit(f"--minutes is for one worker, but --workers is {args.workers}: use only one of the two.")
     args.until = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
     try:
         args.folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def main(argv: list[str]) -> int:
 
 
 def check_options(args: argparse.Namespace, preset: Preset) -> None:
-    """The composed pictures are as these options say, which would otherwise be ignored where pictures are there."""
+    """Check that existing pictures were composed with these options, which would otherwise be ignored."""
     options = {"preset": args.preset, "repeated": preset.repeated}
     options |= {"pictures": preset.pictures, "wide-pictures": preset.wide_pictures}
     made = any((args.folder / name).exists() for name in ("pictures.npy", "latents.pt"))

@@ -1,7 +1,4 @@
-"""What the stages leave for one another: written whole or not at all, resumed exactly, refused in one sentence.
-
-Everything here raises SystemExit with that sentence.
-"""
+"""The files of the stages: written completely or not at all, resumed exactly. An error is SystemExit, one sentence."""
 
 import json
 import pickle
@@ -15,7 +12,7 @@ NOT_A_CHECKPOINT = (OSError, RuntimeError, EOFError, KeyError, ValueError, pickl
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` to a temporary file beside `path`, then rename, so that a stopped one leaves the last good file."""
+    """`write` to a temporary file beside `path`, then rename it, so that an interrupted write leaves the old file."""
     partial = path.with_suffix(".part")
     try:
         write(partial)
@@ -32,7 +29,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, with its folder; as bytes, since its own writer has errors of a kind of their own."""
+    """Write a safetensors file, and its folder; as bytes, because its own writer raises other types of errors."""
     from safetensors.torch import save  # not needed on a machine that only trains
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,15 +38,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def require(path: Path, stage: str) -> None:
-    """Refuse to go on where there is nothing at `path`, which that stage makes."""
+    """Raise SystemExit if there is nothing at `path`, which that stage makes."""
     if not path.exists():
         raise SystemExit(f"There is no {path} yet: run the `{stage}` stage first.")
 
 
 def read_checkpoint(path: Path, stage: str, *keys: str, mmap: bool = False) -> dict:
-    """What that stage saved at `path`, with these keys at least."""
+    """The checkpoint that this stage saved at `path`, with at least these keys."""
     require(path, stage)
-    remedy = f"remove it, and the `{stage}` stage makes it anew"
+    remedy = f"remove it, and the `{stage}` stage makes it again"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except NOT_A_CHECKPOINT as error:
@@ -60,25 +57,25 @@ def read_checkpoint(path: Path, stage: str, *keys: str, mmap: bool = False) -> d
 
 
 def load_checkpoint(path: Path, stage: str, *keys: str) -> dict | None:
-    """The same, or None where nothing has been saved yet."""
+    """`read_checkpoint`, or None if nothing has been saved yet."""
     return read_checkpoint(path, stage, *keys) if path.exists() else None
 
 
 def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
-    """load_state_dict with a sentence instead of a page when the checkpoint is of another shape."""
+    """load_state_dict, with one sentence instead of a long error if the checkpoint has other shapes."""
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise SystemExit(
-            f"{path} holds another model than this preset's (other shapes or keys). "
-            "Give another --folder, or remove it to train from nothing."
+            f"{path} has another model than this preset (other shapes or keys). "
+            "Choose another --folder, or remove the file to train from the start."
         ) from error
 
 
 def same_options(path: Path, options: dict[str, object], made: bool) -> None:
-    """Keep at `path` the options that data is made with, or refuse others once it is `made`.
+    """Save at `path` the options that data is made with, or raise SystemExit for other ones once it is `made`.
 
-    Without that file, as older folders are, data is taken as it is.
+    An older folder without that file is used as it is.
     """
     if not made:
         write_whole(path, lambda partial: partial.write_text(json.dumps(options)))

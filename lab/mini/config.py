@@ -1,8 +1,8 @@
-"""Presets of the mini base: what is drawn, how large the parts are, how long they train."""
+"""Presets of the mini base: its pictures, the sizes of its parts, and how long they train."""
 
 from dataclasses import dataclass
 
-SQUARE, WIDE = "", "wide_"  # the shapes of pictures, as the names of their files begin
+SQUARE, WIDE = "", "wide_"  # the shapes of pictures, by the prefix of their files
 LATENT_CHANNELS = 16  # with the 4 of Stable Diffusion, letters and small marks are lost
 
 
@@ -30,7 +30,7 @@ class Preset:
     controlnet_steps: int
     batch: int
     repeated: float = 0.2  # share of the square pictures that show an individual twice
-    compiled: bool = True  # which costs minutes at the start; the tests do without
+    compiled: bool = True  # takes minutes at the start; the tests turn it off
 
     def __post_init__(self) -> None:
         if self.model_channels % 32 or self.model_channels % self.num_head_channels:
@@ -43,12 +43,12 @@ class Preset:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many pictures of each shape, where there are any."""
+        """How many pictures of each shape, without shapes that have none."""
         return {shape: n for shape, n in ((SQUARE, self.pictures), (WIDE, self.wide_pictures)) if n}
 
 
 PRESETS = {
-    "tiny": Preset(  # for the tests: every part, in seconds, and no picture worth seeing
+    "tiny": Preset(  # for the tests: every part in seconds; its pictures are useless
         side=64,
         pictures=64,
         wide_pictures=16,
@@ -87,7 +87,7 @@ PRESETS = {
         controlnet_steps=600,
         batch=32,
     ),
-    "full": Preset(  # for half an hour of one H100; its numbers are estimates, and nothing of it was ever run
+    "full": Preset(  # for half an hour of one H100; its numbers are estimates, and it was never run
         side=256,
         pictures=30_000,
         wide_pictures=30_000,

@@ -1,4 +1,4 @@
-"""The layout ControlNet of the mini base: a silhouette says where the subjects stand and how large they are.
+"""The layout ControlNet of the mini base: a silhouette determines where the subjects are and how large they are.
 
 Zhang et al., arXiv 2302.05543, in the layout that the host's ControlNetLoader reads (comfy/cldm/cldm.py): a copy of
 the U-Net's encoder that also sees the hint, its features added to the U-Net's through zero convolutions. The mini
@@ -22,7 +22,7 @@ HINT_CHANNELS = 3  # the host's hints are pictures
 
 
 class ControlNet(nn.Module):
-    """The copy of a U-Net's encoder that learns. Its outputs are zeros at the start."""
+    """The trained copy of a U-Net's encoder. Its outputs are zeros at the start."""
 
     def __init__(self, unet: UNet):
         super().__init__()
@@ -39,7 +39,7 @@ class ControlNet(nn.Module):
         self.middle_block_out = nn.Sequential(zeroed(nn.Conv2d(widths[-1], widths[-1], 1)))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:
-        """As UNet, and hint [B, 3, 8 h, 8 w] in 0..1 -> what is added to the U-Net's encoder features."""
+        """As UNet, and hint [B, 3, 8 h, 8 w] in 0..1 -> the features that are added to those of the U-Net's encoder."""
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
         *features, middle = encode(self.input_blocks, self.middle_block, x, emb, context, self.input_hint_block(hint))
         return [*(conv(f) for conv, f in zip(self.zero_convs, features)), self.middle_block_out(middle)]

@@ -20,9 +20,9 @@ def noised_and_target(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> tuple[Ten
 
 
 def loss_weight(alpha_bar: Tensor) -> Tensor:
-    """[B]: 1, but where SNR exceeds a cap the v-loss weighs x0 no more than at the cap (min-SNR, arXiv 2303.09556).
+    """[B]: 1, but if the SNR exceeds a cap, the v-loss weighs x0 as at the cap (min-SNR, arXiv 2303.09556).
 
-    A v-error weighs x0-errors by SNR + 1; nearly clean latents would otherwise take most of the training.
+    A v-error weighs x0-errors by SNR + 1; without this, nearly clean latents would dominate the training.
     """
     snr = alpha_bar / (1 - alpha_bar)
     return ((SNR_CAP + 1) / (snr + 1)).clamp(max=1)

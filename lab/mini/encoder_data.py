@@ -1,7 +1,7 @@
 """Shards for the subject encoder's pre-training on the mini base: an individual cut out, and a picture that shows it.
 
-No held-out individuals; the two views differ, and the silhouette is the layout. What the files
-are called is said in dreamtuner_core/pretraining/data.py.
+Without held-out individuals; the two views differ, and the silhouette is the layout. For the names of the files see
+dreamtuner_core/pretraining/data.py.
 """
 
 import io
@@ -45,12 +45,12 @@ def samples(preset: Preset, count: int) -> Iterator[dict[str, object]]:
 
 
 def write_shards(folder: Path, work: Path, preset: Preset, count: int) -> None:
-    """Fill the folder, with the latents of the autoencoder in `work`; it stands there when it is whole.
+    """Write the folder of shards, with the latents of the autoencoder in `work`; it gets its name when it is complete.
 
-    Each shard, too, has its name only when it is whole: what a stopped attempt leaves can be read to the end.
+    A shard, too, gets its name when it is complete, so that the shards of an interrupted attempt are readable.
     """
     unfinished = folder.with_suffix(".part")
-    shutil.rmtree(unfinished, ignore_errors=True)  # another attempt's, perhaps of other settings
+    shutil.rmtree(unfinished, ignore_errors=True)  # of an earlier attempt, perhaps with other settings
     unfinished.mkdir(parents=True)
     autoencoder, made = load_autoencoder(work, preset), samples(preset, count)
     for number in range(ceil(count / SHARD)):
@@ -72,7 +72,7 @@ def write_shard(path: Path, made: Iterator[dict[str, object]], autoencoder: Auto
 
 
 def webp(image: Image.Image) -> bytes:
-    """Without loss; `exact` keeps the colours under what is transparent."""
+    """Lossless; `exact` keeps the colours of transparent pixels."""
     file = io.BytesIO()
     image.save(file, "WEBP", lossless=True, quality=20, method=0, exact=True)
     return file.getvalue()

@@ -16,7 +16,7 @@ PREFIXES = {"unet": "model.diffusion_model.", "text": "cond_stage_model.transfor
 
 
 def export(folder: Path, preset: Preset, path: Path) -> None:
-    """Write the checkpoint: averaged U-Net and text encoder, autoencoder at its full width, by the host's keys."""
+    """Write the checkpoint: averaged U-Net and text encoder, autoencoder at its full width, with the host's keys."""
     trained = folder / MiniBase.FILE
     saved = read_checkpoint(trained, MiniBase.STAGE, "average", "step")
     token_ids = read_checkpoint(folder / "latents.pt", "latents", "token_ids", mmap=True)["token_ids"]
@@ -36,7 +36,7 @@ def export(folder: Path, preset: Preset, path: Path) -> None:
 
 
 def export_controlnet(folder: Path, preset: Preset, path: Path) -> None:
-    """Write the ControlNet, where there is one, for the host's ControlNetLoader."""
+    """Write the ControlNet, if there is one, for the host's ControlNetLoader."""
     trained = folder / LayoutControl.FILE
     saved = load_checkpoint(trained, LayoutControl.STAGE, "average", "step")
     if saved is None:

@@ -2,8 +2,8 @@
 
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), Newton-Schulz
 coefficients as there; the step is scaled so that its size matches AdamW's (Liu et al., arXiv 2502.16982),
-hence the same learning rate serves both. Everything else is left to AdamW (`split_parameters`).
-Where several workers train the same weights, each orthogonalises its share and they add up the results.
+so both use the same learning rate. AdamW trains all other parameters (`split_parameters`).
+If several workers train the same weights, each orthogonalises its share, and the results are added up.
 """
 
 import torch
@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Matrices of one shape are orthogonalised together: many small products cost a CPU more than the training."""
+        """One step. Matrices of one shape are orthogonalised together: many small products are slow on a CPU."""
         rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for group in self.param_groups:
             alike: dict[tuple[int, int], list[nn.Parameter]] = {}

@@ -1,7 +1,7 @@
-"""The mini base's weights as the repository keeps them: a matrix or kernel is int8 with one scale for each row.
+"""The mini base's weights as stored in the repository: a matrix or kernel is int8 with one scale for each row.
 
-Small tensors are fp16. Zeros that fill a tensor up (the autoencoder's padding to its full width) are left out. The
-ControlNet starts as a copy of the U-Net's encoder, so what it changed there is kept, in 4 bits.
+Small tensors are fp16. Zeros at the end of a tensor (the autoencoder's padding to its full width) are left out. The
+ControlNet starts as a copy of the U-Net's encoder, so only the change is stored, in 4 bits.
 """
 
 from pathlib import Path
@@ -15,15 +15,15 @@ from torch import Tensor
 from .checkpoint import require, save_tensors
 from .shipped import BASE, CONTROL, ENCODER, FOLDER, NAMES, PACKED
 
-ROWS, SHAPE, CHANGE = ".rows", ".shape", ".change"  # end the names of a tensor's scales, whole shape, and 4-bit change
-SMALL = 2048  # numbers; below that a tensor stays as it is
+ROWS, SHAPE, CHANGE = ".rows", ".shape", ".change"  # suffixes of a tensor's scales, full shape, and 4-bit change
+SMALL = 2048  # numbers; a smaller tensor stays as it is
 UNET = "model.diffusion_model."
 
 Tensors = dict[str, Tensor]
 
 
 def pack(tensors: Tensors, copied: Tensors | None = None) -> Tensors:
-    """copied: what some of the tensors started as, by name."""
+    """The tensors in packed form. copied: those that some of them started from, by name."""
     packed: Tensors = {}
     for name, whole in tensors.items():
         start = (copied or {}).get(name)
@@ -42,7 +42,7 @@ def pack(tensors: Tensors, copied: Tensors | None = None) -> Tensors:
 
 
 def unpack(tensors: Tensors, copied: Tensors | None = None) -> Tensors:
-    """fp16, as a checkpoint of the host's. copied: as `pack` had it."""
+    """The tensors in fp16, as in a checkpoint of the host. copied: as for `pack`."""
     expanded: Tensors = {}
     for name, x in tensors.items():
         if name.endswith((ROWS, SHAPE)):
@@ -64,7 +64,7 @@ def unpack(tensors: Tensors, copied: Tensors | None = None) -> Tensors:
 
 
 def quantised(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Whole numbers of -most..most like x, and the scale of each row."""
+    """Integers in -most..most that approximate x, and the scale of each row."""
     scale = x.flatten(1).abs().amax(1).clamp(min=1e-8) / most
     return (x.flatten(1) / scale[:, None]).round().to(torch.int8).view(x.shape), scale
 
@@ -74,7 +74,7 @@ def scaled(numbers: Tensor, scale: Tensor) -> Tensor:
 
 
 def without_padding(x: Tensor) -> Tensor:
-    """The smallest corner of x that holds all of its numbers but zeros, at least one row and column."""
+    """The smallest corner of x with all its nonzero numbers, at least one row and column."""
     filled = [x.abs().movedim(dim, 0).flatten(1).amax(1).nonzero().flatten() for dim in range(2)]
     rows, columns = (int(found[-1]) + 1 if len(found) else 1 for found in filled)
     return x[:rows, :columns].contiguous()
@@ -85,7 +85,7 @@ def unet_of(base: Tensors) -> Tensors:
 
 
 def pack_all(source: Path, target: Path = PACKED) -> None:
-    """The trained files in `source`, as the repository keeps them."""
+    """Pack the trained files in `source` into the repository's form."""
     unet: Tensors = {}
     for name in NAMES:
         require(source / name, "encoder" if name == ENCODER else "export")
@@ -97,7 +97,7 @@ def pack_all(source: Path, target: Path = PACKED) -> None:
 
 
 def unpack_all(source: Path = PACKED, target: Path = FOLDER) -> None:
-    """Expand what is not expanded yet."""
+    """Expand the files that are not expanded yet."""
     for path in (source / name for name in NAMES):
         if path.exists() and not (target / path.name).exists():
             unet = unet_of(load_file(target / BASE)) if path.name == CONTROL else None

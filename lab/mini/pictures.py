@@ -22,7 +22,7 @@ TRAINING, HELD_OUT, WIDE_TRAINING = 0, 1, 3  # streams of seeds; 2 is the subjec
 
 
 def draw_picture(preset: Preset, shape: str, number: int, held_out: bool = False) -> Picture:
-    """Picture `number` of its shape; the same bytes at every call."""
+    """Picture `number` of its shape; the same bytes in every call."""
     stream = HELD_OUT if held_out else WIDE_TRAINING if shape == WIDE else TRAINING
     rng = np.random.default_rng([stream, number])
     if shape == WIDE:
@@ -55,7 +55,7 @@ def compose_all(folder: Path, preset: Preset, shape: str) -> None:
         pictures.flush()
         silhouettes.flush()
         write_whole(folder / f"{shape}{CAPTIONS}", lambda part: part.write_text(json.dumps(captions)))
-        for path in partial:  # the pictures last: where they are, all is
+        for path in partial:  # the pictures last: if they exist, all files exist
             path.rename(path.with_name(path.name.replace(".part", "")))
     finally:
         for path in partial:
@@ -63,9 +63,9 @@ def compose_all(folder: Path, preset: Preset, shape: str) -> None:
 
 
 def reserved(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A new memory-mapped uint8 array whose room is taken now: a disk that is full later would be a bus error.
+    """A new memory-mapped uint8 array with its disk space reserved, because a disk that is full later is a bus error.
 
-    Raises SystemExit, in one sentence, where there is no such room.
+    Raises SystemExit, in one sentence, if there is not enough space.
     """
     try:
         array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
@@ -74,7 +74,7 @@ def reserved(path: Path, shape: tuple[int, ...]) -> np.ndarray:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         size = np.prod(shape) / 2**20
-        raise SystemExit(f"Cannot write {path} ({size:.0f} MiB): {error}. Make room, or give --folder.") from error
+        raise SystemExit(f"Cannot write {path} ({size:.0f} MiB): {error}. Make room, or set --folder.") from error
     return array
 
 
@@ -83,13 +83,13 @@ def composed(folder: Path, shape: str) -> bool:
 
 
 def read(folder: Path, name: str, how: Callable[[Path], Any]) -> Any:
-    """A file of the `data` stage. Raises SystemExit, in one sentence, where it is missing or broken."""
+    """A file of the `data` stage. Raises SystemExit, in one sentence, if it is missing or broken."""
     path = folder / name
     require(path, "data")
     try:
         return how(path)
     except (OSError, ValueError, EOFError) as error:
-        raise SystemExit(f"{path} cannot be read ({error}): remove it, and the `data` stage makes it anew.") from error
+        raise SystemExit(f"{path} cannot be read ({error}): remove it, and the `data` stage makes it again.") from error
 
 
 def open_pictures(folder: Path, shape: str = SQUARE) -> np.ndarray:

@@ -18,13 +18,13 @@ def import_host(host: Path) -> None:
     """Make `comfy` importable from a ComfyUI tree, on the CPU, and register the mini family."""
     try:
         inside.import_host(host)
-    except RuntimeError as error:  # says which tree it looked for
+    except RuntimeError as error:  # names the tree that is missing
         raise SystemExit(str(error)) from error
     importlib.import_module("lab.mini_family")
 
 
 class Painter:
-    """The exported checkpoint in the host: `paint` makes pictures of captions."""
+    """The exported checkpoint in the host: `paint` makes pictures from captions."""
 
     def __init__(self, checkpoint: Path):
         import comfy.sd
@@ -35,7 +35,7 @@ class Painter:
     def paint(
         self, caption: str, seeds: list[int], side: int, steps: int = STEPS, cfg: float = CFG, width: int = 0
     ) -> torch.Tensor:
-        """[len(seeds), side, width, 3] in 0..1; seed by seed, as KSampler with batch 1 would make them."""
+        """Pictures [len(seeds), side, width, 3] in 0..1, one by one, as KSampler with batch 1 makes them."""
         import comfy.sample
 
         wanted, unwanted = (self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)) for text in (caption, ""))
@@ -49,7 +49,7 @@ class Painter:
 
 
 def paint_sheet(checkpoint: Path, path: Path, captions: list[str], seeds: list[int], side: int) -> None:
-    """Rows are seeds, columns captions; the captions are printed in order. Wide pictures have a sheet of their own."""
+    """Rows are seeds, columns captions; the captions are printed in order. Wide pictures have their own sheet."""
     painter = Painter(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, width in ((path.name, side), (f"wide_{path.name}", 2 * side)):

@@ -1,7 +1,6 @@
 """Where the mini base's weights are: 8 bits each in the repository, expanded under `.lab/weights` for a host to read.
 
-The expanded files' folder is named by the packed ones' digest: new weights are never taken for
-old ones.
+The folder of the expanded files is named by the digest of the packed ones, so that new weights get a new folder.
 """
 
 import hashlib
@@ -25,5 +24,5 @@ FOLDER = expanded_folder()
 
 
 def missing() -> bool:
-    """Whether weights are still to be expanded, by `packed.unpack_all`, which needs torch."""
+    """Whether weights must still be expanded, with `packed.unpack_all`, which needs torch."""
     return any((PACKED / name).exists() and not (FOLDER / name).exists() for name in NAMES)

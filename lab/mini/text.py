@@ -2,7 +2,7 @@
 
 Module names and mathematics: ComfyUI comfy/clip_model.py (CLIPTextModel; causal, quick-GELU, last hidden
 state after the final norm). Token ids are the stock CLIP tokenizer's; a training needs only the rows of the
-tokens its captions use, kept in the order of `Vocabulary.ids`, and one row, the first, for all others.
+tokens in its captions, in the order of `Vocabulary.ids`, and one row, the first, for all others.
 """
 
 import json
@@ -24,7 +24,7 @@ WORDS = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # CLIP's own split: letters,
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`words`: {word: its CLIP token ids}; `ids`: the ids that have a row of their own, ascending."""
+    """`words`: {word: its CLIP token ids}; `ids`: the ids that have their own row, ascending."""
 
     words: dict[str, list[int]]
 
@@ -51,7 +51,7 @@ def build_vocabulary(words: set[str], tokenizer_folder: Path) -> Vocabulary:
 
 
 def load_vocabulary(captions: list[str], path: Path = VOCABULARY) -> Vocabulary:
-    """The captions' words, out of the table that is kept with the recipe."""
+    """The captions' words, from the table in the repository."""
     table = json.loads(path.read_text())
     words = sorted({word for caption in captions for word in WORDS.findall(caption)})
     if missing := [word for word in words if word not in table]:

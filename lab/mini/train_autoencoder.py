@@ -20,7 +20,7 @@ FILE, DECODER = "autoencoder.pt", "decoder.pt"
 SAVED = ("autoencoder", "model", "optimisers", "generator", "step")  # the stage, and what it saves
 LEARNING_RATE, WARMUP, DECAY_FROM = 3e-3, 30, 0.5  # the rate falls linearly to zero over the last half of the steps
 OUTER_LAYERS = ("taesd_encoder.0.", "taesd_encoder.14.", "taesd_decoder.1.", "taesd_decoder.19.")
-LATENT_NOISE = 0.05  # added to the latents while training: the decoder must bear the U-Net's small errors
+LATENT_NOISE = 0.05  # added to the latents in training: the decoder must tolerate the U-Net's small errors
 SAVE_EVERY = 500
 
 
@@ -38,7 +38,7 @@ def edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(restored: Tensor, pictures: Tensor) -> Tensor:
-    """L1 + MSE, and L1 on edges, which keeps outlines crisp."""
+    """L1 + MSE, and L1 on edges, which keeps outlines sharp."""
     loss = F.l1_loss(restored, pictures) + F.mse_loss(restored, pictures)
     return loss + 0.5 * sum(F.l1_loss(a, b) for a, b in zip(edges(restored), edges(pictures)))
 
@@ -50,7 +50,7 @@ def unit_variance_loss(latents: Tensor) -> Tensor:
 
 
 def losses(model: Autoencoder, crops: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """What training lessens, and the mean squared error of the restored crops."""
+    """The training loss, and the mean squared error of the restored crops."""
     with torch.autocast(crops.device.type, torch.bfloat16):
         latents, restored = model(crops, LATENT_NOISE * noise)
     latents, restored = latents.float(), restored.float()
@@ -66,14 +66,14 @@ def learning_rate(step: int, steps: int) -> float:
 def train_autoencoder(
     folder: Path, preset: Preset, device: torch.device, until: float = math.inf, decoder_alone: bool = False
 ) -> bool:
-    """Train to `preset.autoencoder_steps`, resuming from `folder/autoencoder.pt`; whether it came so far.
+    """Train to `preset.autoencoder_steps`, resuming from `folder/autoencoder.pt`. Returns whether it got there.
 
     until: a time.monotonic() after which it stops and saves.
-    decoder_alone: go on from there to `preset.decoder_steps` in `folder/decoder.pt`. The encoder stays, and so do all
-    latents: this can run beside the U-Net's training.
+    decoder_alone: go on from there to `preset.decoder_steps` in `folder/decoder.pt`. The encoder does not change, so
+    the latents do not either: this can run at the same time as the U-Net's training.
     """
     if device.type == "cpu":
-        torch.set_num_threads(1)  # a core of its own, as in the U-Net's training
+        torch.set_num_threads(1)  # one core, as in the U-Net's training
     path, pictures = folder / (DECODER if decoder_alone else FILE), open_pictures(folder)
     steps, highest = preset.autoencoder_steps, LEARNING_RATE
     torch.manual_seed(0)
@@ -138,7 +138,7 @@ def train_autoencoder(
 
 
 def load_autoencoder(folder: Path, preset: Preset) -> Autoencoder:
-    """With the decoder that was trained on, where there is one."""
+    """The autoencoder, with the decoder that was trained longer, if there is one."""
     path = folder / DECODER if (folder / DECODER).exists() else folder / FILE
     model = Autoencoder(preset.widths)
     load_weights(model, read_checkpoint(path, *SAVED)["model"], path)

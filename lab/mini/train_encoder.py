@@ -1,4 +1,4 @@
-"""The mini base's subject encoder: what the pack's pre-training needs, and then that pre-training itself."""
+"""The mini base's subject encoder: the inputs of the pack's pre-training, and then that pre-training."""
 
 import argparse
 import importlib
@@ -20,17 +20,17 @@ CONFIG = Path(__file__).parent / "encoder.toml"
 
 
 def pack(module: str) -> ModuleType:
-    """A module of the method, in the one copy of the pack."""
+    """A module of the method, from the one loaded copy of the pack."""
     return importlib.import_module(f"{inside.PACK}.dreamtuner_core.{module}")
 
 
 def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
-    """Shards, image tower, pre-training; beside the base's weights then lies the encoder's file.
+    """Shards, image tower, pre-training; the encoder's file is written beside the base's weights.
 
-    As one of several processes (torchrun -m lab.mini encoder) it expects shards and tower to be there.
+    As one of several processes (torchrun -m lab.mini encoder), it needs existing shards and tower.
     """
     control = None if args.without_layout else args.weights.with_name(CONTROL)
-    for needed in filter(None, (args.weights, control)):  # at once, and not after minutes of the tower
+    for needed in filter(None, (args.weights, control)):  # now, not after minutes of training the tower
         require(needed, "export")
     import_host(args.host)
     inside.import_pack()
@@ -56,13 +56,13 @@ def train_encoder(args: argparse.Namespace, preset: Preset) -> None:
     code = pack("pretraining.__main__").main([str(CONFIG), "--comfyui", str(args.host), *settings])
     trained = Path(files["folder"]) / "subject_encoder.safetensors"
     if not args.without_layout and int(os.environ.get("RANK", "0")) == 0 and trained.is_file():
-        publish(trained, args.weights.with_name(ENCODER))  # as far as it came
+        publish(trained, args.weights.with_name(ENCODER))  # also if the training was stopped
     if code:
         raise SystemExit(code)
 
 
 def publish(trained: Path, path: Path) -> None:
-    """The encoder in fp16."""
+    """Write the encoder in fp16."""
     encoder, origin = pack("encoder.file").read(trained)
     pack("encoder.file").save(path, encoder.half(), origin)
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")

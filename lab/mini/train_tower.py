@@ -1,7 +1,7 @@
-"""The image tower that the mini base's subject encoder carries, trained on individuals of the world in a few minutes.
+"""The image tower in the mini base's subject encoder, trained on individuals of the world in a few minutes.
 
-Two aims: of two views of one individual, among other individuals, each finds the other (InfoNCE, van den Oord et al.,
-arXiv 1807.03748); and each token tells what its patch looks like, so that colour and place are kept.
+Two losses: each of two views of an individual must find the other among other individuals (InfoNCE, van den Oord et
+al., arXiv 1807.03748); and each token must predict the colours of its patch, so that colour and position are encoded.
 """
 
 import time
@@ -18,11 +18,11 @@ from lab.world import draw, sample_individual, sample_view
 INDIVIDUALS, VIEWS = 400, 3
 BATCH, STEPS, LEARNING_RATE = 24, 150, 2e-3
 TEMPERATURE, PIXELS_WEIGHT = 0.1, 10.0
-CELLS = 4  # a token tells its patch at 4x4 colours
+CELLS = 4  # a token predicts 4x4 colours of its patch
 
 
 def looks_of(individuals: int, side: int, frame: Any) -> Tensor:
-    """[individuals, views, 3, side, side]: each in several views, framed on white, as the encode node does."""
+    """[individuals, views, 3, side, side] in 0..1: each in several views, framed on white as by the encode node."""
     looks, rng = [], np.random.default_rng([4, 0])
     for _ in range(individuals):
         individual = sample_individual(rng)
@@ -33,7 +33,7 @@ def looks_of(individuals: int, side: int, frame: Any) -> Tensor:
 
 
 def train_tower(path: Path, pack: Any, steps: int = STEPS, individuals: int = INDIVIDUALS) -> None:
-    """Train and write the tower. pack: gives the pack's modules by name."""
+    """Train and write the tower. pack: a function that returns the pack's modules by name."""
     tower_module, augment = pack("encoder.tower"), pack("pretraining.augment")
     torch.manual_seed(0)
     config = tower_module.TowerConfig(width=96, layers=4, heads=4)

@@ -1,8 +1,8 @@
 """Train U-Net and text encoder together on the stored latents, or the ControlNet on both.
 
-On a CPU each core is a worker of its own with one thread (two threads waiting for each other at every
-operation stall as soon as anything else runs); the gradients are averaged once a step. Everything random
-is drawn from (step, worker), so a resumed run goes on exactly as an uninterrupted one.
+On a CPU each core has its own worker with one thread (two threads that wait for each other at every
+operation stall when anything else runs); the gradients are averaged once per step. All random numbers
+depend on (step, worker), so a resumed run goes on exactly like an uninterrupted one.
 """
 
 import math
@@ -29,7 +29,7 @@ EMA_DECAY = 0.998
 CAPTION_DROPOUT, WORD_DROPOUT = 0.10, 0.02
 OUTER_LAYERS = ("unet.input_blocks.0.", "unet.out.", "unet.time_embed.")
 SAVE_SECONDS = 240
-CYCLE = (WIDE, SQUARE, WIDE)  # the shapes of pictures that steps are on, in turn
+CYCLE = (WIDE, SQUARE, WIDE)  # the shapes of the steps' pictures, in turn
 
 
 class MiniBase(nn.Module):
@@ -68,7 +68,7 @@ class MiniBase(nn.Module):
 
 
 def load_data(folder: Path, silhouettes: bool) -> dict[str, dict[str, Tensor]]:
-    """The training set, by the shapes that its pictures have."""
+    """The training set, by the shape of its pictures."""
     keys = ("latents", "captions", "rows", "token_ids")
     stored = read_checkpoint(folder / "latents.pt", "latents", *keys, mmap=True)
     data = {}
@@ -142,9 +142,9 @@ def train_worker(
     steps: int,
     until: float,
 ) -> None:
-    """One worker's whole training; worker 0 reports and saves. kind: MiniBase or LayoutControl.
+    """The complete training of one worker; worker 0 reports and saves. kind: MiniBase or LayoutControl.
 
-    until: a time.monotonic() after which it stops and saves, where steps are missing still; with one worker only.
+    until: a time.monotonic() after which it stops and saves, even if steps are missing; only with one worker.
     """
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -229,5 +229,5 @@ def train(
         return
     try:
         mp.spawn(train_worker, task, nprocs=workers)
-    except mp.ProcessExitedException as stopped:  # the worker has said why
+    except mp.ProcessExitedException as stopped:  # the worker has printed the reason
         raise SystemExit(stopped.exit_code) from None

@@ -2,7 +2,7 @@
 
 Layout and state-dict keys: ComfyUI comfy/ldm/modules/diffusionmodules/openaimodel.py (UNetModel, convolution
 projections, one transformer block at every level) and comfy/ldm/modules/attention.py. Written out here so
-that a bare machine with torch alone can train it.
+that a machine with only torch can train it.
 """
 
 import math
@@ -121,7 +121,7 @@ class SpatialTransformer(nn.Module):
 
 
 def upsampled(x: Tensor) -> Tensor:
-    """Each pixel four times: F.interpolate, whose backward pass torch 2.13 compiles wrongly (compiled.py)."""
+    """Each pixel four times, without F.interpolate, whose backward pass torch 2.13 compiles wrongly (compiled.py)."""
     return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
@@ -201,7 +201,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, context: Tensor, control: Sequence[Tensor] = ()) -> Tensor:
         """Noised latents [B, 16, h, w], timesteps [B] in 0..999, text [B, 77, context_dim] -> v [B, 16, h, w].
 
-        control: what a ControlNet adds to the encoder's features, in their order.
+        control: the ControlNet's output, added to the encoder's features in their order.
         """
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))
         features = encode(self.input_blocks, self.middle_block, x, emb, context)

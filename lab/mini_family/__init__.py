@@ -1,7 +1,7 @@
-"""Lab-only: teaches ComfyUI the mini base, one more small member of the SD1.x family.
+"""Only for the lab: register the mini base with ComfyUI, as a small member of the SD1.x family.
 
 Put (or link) this folder into the host's custom_nodes; the mini base then loads with the stock
-CheckpointLoaderSimple. It is no part of the pack: the host keeps a list of the model families it knows
+CheckpointLoaderSimple. It is not part of the pack: the host has a list of supported model families
 (comfy.supported_models.models), and this adds one entry to it. Works on ComfyUI 0.3.52 to 0.3.75.
 """
 
@@ -23,7 +23,7 @@ class MiniLatent(latent_formats.LatentFormat):
 class MiniBase(supported_models_base.BASE):
     """The `cpu` preset of lab/mini. v-prediction; the text encoder's size is read from the checkpoint."""
 
-    unet_config = {  # what tells it from every other family, compared with the sizes found in the checkpoint
+    unet_config = {  # distinguishes it from other families, by the sizes in the checkpoint
         "model_channels": 128,
         "context_dim": 128,
         "use_linear_in_transformer": False,
@@ -46,7 +46,7 @@ class MiniBase(supported_models_base.BASE):
         return supported_models_base.ClipTarget(tokenizer_class(config["hidden_size"]), text_class(config))
 
     def process_clip_state_dict(self, state_dict: dict) -> dict:
-        """Stock names, and the table of the few trained tokens spread over CLIP's whole vocabulary."""
+        """Stock names, and the rows of the few trained tokens at their ids in CLIP's full vocabulary."""
         sizes = {key.removeprefix(PREFIX): weight for key, weight in state_dict.items() if key.startswith(PREFIX)}
         for key in sizes:
             state_dict.pop(PREFIX + key)
@@ -69,7 +69,7 @@ class MiniBaseFull(MiniBase):
 
 
 class MiniControl(MiniBase):
-    """The ControlNet of the `cpu` preset: the loader asks which family its encoder is of."""
+    """The ControlNet of the `cpu` preset: the loader needs the family of its encoder."""
 
     required_keys = {"input_hint_block.0.weight": None}
 
@@ -98,7 +98,7 @@ def text_config(state_dict: dict) -> dict:
 
 
 def tokenizer_class(width: int) -> type:
-    """The stock CLIP tokenizer, told the width a textual-inversion embedding must have."""
+    """The stock CLIP tokenizer with the width of the model's textual-inversion embeddings."""
 
     class Tokenizer(sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data={}):

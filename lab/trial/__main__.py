@@ -1,4 +1,4 @@
-"""`python3 -m lab trial`: draws, measures, writes the page; a killed one goes on where it was."""
+"""`python3 -m lab trial`: draw, measure, write the page. An interrupted trial goes on where it stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a trial's pictures to the figures of its page. No figure is made up: what was not measured is None."""
+"""From a trial's pictures to the figures of its page. What was not measured is None."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.trial.record import Record, Shot
 
 @dataclass(frozen=True)
 class Way:
-    """One way of drawing. good: shots that pass. seconds: of one picture, the middle one, loading not counted."""
+    """One way of drawing. good: shots that pass. seconds: of one picture, the median, without loading."""
 
     shots: list[Shot]
     good: list[Shot]
@@ -24,8 +24,8 @@ class Way:
 
 
 def is_good(shot: Shot, record: Record, plan: Plan) -> bool:
-    """Sound and whole, and like the subject: above the threshold of an image tower, or, by the model's own keys, which
-    only put pictures in order, more than every picture that the same words give without the reference.
+    """Whether a picture has no fault and shows the subject: above the threshold of an image tower, or, without one,
+    more like it than every picture of the same prompts without the pack, because the model's own keys only rank.
     """
     assert shot.score is not None
     if not shot.score["passed"] or shot.score["faults"]:
@@ -43,22 +43,22 @@ def way(name: str, record: Record, plan: Plan) -> Way:
 
 
 def by_likeness(shots: list[Shot]) -> list[Shot]:
-    """Best first: good ones before faulty ones."""
+    """Best first: those without faults before those with faults."""
     return sorted(shots, key=lambda s: (bool(s.score["faults"]), not s.score["passed"], -s.score["likeness"]))  # type: ignore[index]
 
 
 def chance(plan: Plan) -> float | None:
-    """How often a picture no better than those without the reference would count as good; None by a threshold."""
+    """How often a picture no better than those without the reference would count as good; None with a threshold."""
     return None if plan.min_likeness else 1 / (plan.seeds + 1)
 
 
 def machine_minutes(of: Way) -> float | None:
-    """Of the machine, for one good picture; None where there is none."""
+    """Minutes of the machine for one good picture; None without a good one."""
     return None if not of.good else of.seconds / 60 / of.rate.mean
 
 
 def next_step(of: Way, plan: Plan) -> str:
-    """Which sentence on what to do next holds. An order alone never says that pictures are good enough."""
+    """The key of the sentence on what to do next. A ranking alone never means that pictures are good enough."""
     luck = chance(plan) or 0.0
     if of.rate.low > max(0.4, luck):
         return "pilot" if plan.min_likeness else "look"

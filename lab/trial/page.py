@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 def written(plan: Plan, page: Page, record: Record) -> str:
-    """The whole page, in the language asked."""
+    """The complete page, in its language."""
     return Writer(plan, page, record).html()
 
 
@@ -73,16 +73,16 @@ class Writer:
         rate = self.chosen.rate
         share = {"good": len(self.chosen.good), "all": len(self.chosen.shots), "rate": _percent(rate.mean)}
         counted = "good_of" if self.plan.min_likeness else "closer_of"
-        told = [self.say(counted, **share, low=_percent(rate.low), high=_percent(rate.high))]
+        lines = [self.say(counted, **share, low=_percent(rate.low), high=_percent(rate.high))]
         if self.plan.min_likeness:
             before = self.ways["before"]
-            told.append(
+            lines.append(
                 self.say("plain_of", good=len(before.good), all=len(before.shots), rate=_percent(before.rate.mean))
             )
-        told.append(f"{self.say('per_picture')}: {self._seconds()}")
-        told.append(self._saved())
+        lines.append(f"{self.say('per_picture')}: {self._seconds()}")
+        lines.append(self._saved())
         step = html.escape(self.words["steps"][figures.next_step(self.chosen, self.plan)])
-        return _list(told) + f"<p><strong>{self.say('next')}:</strong> {step}</p>"
+        return _list(lines) + f"<p><strong>{self.say('next')}:</strong> {step}</p>"
 
     def _pictures(self) -> str:
         ranked = figures.by_likeness(self.chosen.shots)
@@ -129,8 +129,8 @@ class Writer:
         if minutes is None or self.page.minutes_by_hand is None:
             return f"<p>{self._saved()}</p>"
         hand = self.say("by_hand", minutes=_minutes(self.page.minutes_by_hand))
-        told = [hand, self.say("by_machine", minutes=_minutes(minutes)), self._saved()]
-        return _list(told + ([] if self.plan.min_likeness else [self.say("agree")]))
+        lines = [hand, self.say("by_machine", minutes=_minutes(minutes)), self._saved()]
+        return _list(lines + ([] if self.plan.min_likeness else [self.say("agree")]))
 
     def _saved(self) -> str:
         minutes, hand = figures.machine_minutes(self.chosen), self.page.minutes_by_hand
@@ -142,15 +142,15 @@ class Writer:
 
     def _rights(self) -> str:
         plan, day = self.plan, datetime.date.today().isoformat()
-        told = [
+        given = [
             (name, value)
             for name, value in (("owner", plan.owner), ("uses", plan.uses), ("until", plan.until))
             if value
         ]
-        if not told:
+        if not given:
             return f"<p class=warning>{self.say('no_rights')}</p>"
         ended = f"<p class=warning>{self.say('ended')}</p>" if plan.until and plan.until < day else ""
-        rows = [[self.say(name), html.escape(value)] for name, value in told]
+        rows = [[self.say(name), html.escape(value)] for name, value in given]
         return _table([], rows) + ended + f"<p class=note>{self.say('rights_note')}</p>"
 
     def _risks(self) -> str:
@@ -169,8 +169,8 @@ class Writer:
         return "".join(rows)
 
     def _check(self) -> str:
-        told = [self.say("check_note"), self.say("would_publish", all=len(self.chosen.shots)), self.say("signed")]
-        return "".join(f"<p>{text}</p>" for text in told)
+        lines = [self.say("check_note"), self.say("would_publish", all=len(self.chosen.shots)), self.say("signed")]
+        return "".join(f"<p>{text}</p>" for text in lines)
 
     def _how(self) -> str:
         plan = self.plan
@@ -191,7 +191,7 @@ class Writer:
         return f"<strong>{_percent(rate.mean)}</strong> ({_percent(rate.low)}-{_percent(rate.high)})"
 
     def _seen(self) -> Path:
-        """The reference as the model sees it; the picture itself where that was not kept."""
+        """The reference as the model sees it; the picture itself if that file is missing."""
         kept = self.record.folder / "seen0.png"
         return kept if kept.is_file() else Path(self.plan.references[0])
 
@@ -224,8 +224,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return f"<table>{top}{body}</table>"
 
 
-def _list(told: list[str]) -> str:
-    return "<ul>" + "".join(f"<li>{text}</li>" for text in told) + "</ul>"
+def _list(lines: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{text}</li>" for text in lines) + "</ul>"
 
 
 def _percent(share: float) -> str:
@@ -234,7 +234,7 @@ def _percent(share: float) -> str:
 
 def _minutes(minutes: float) -> str:
     if 0 < minutes < 0.1:
-        return "< 0.1"  # escaped where it is said
+        return "< 0.1"  # escaped later, with the sentence
     return f"{minutes:.0f}" if abs(minutes) >= 10 else f"{minutes:.1f}"
 
 

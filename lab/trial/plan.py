@@ -1,4 +1,4 @@
-"""What a trial is asked: the options of the command line, checked before anything runs."""
+"""The options of a trial on the command line, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the pictures depend on. references, checkpoint, clip_vision: paths. side: pixels. tune: steps or 0."""
+    """Everything the pictures depend on. references, checkpoint, clip_vision: paths. side: pixels. tune: steps or 0."""
 
     checkpoint: str
     references: tuple[str, ...]
@@ -50,14 +50,14 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """Tells this trial from every other: a killed one of the same key goes on."""
+        """Identifies this trial: an interrupted one with the same key goes on."""
         files = [(path, Path(path).stat().st_size) for path in (self.checkpoint, *self.references)]
         return hashlib.sha256(json.dumps([asdict(self), files]).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class Page:
-    """How the page is written. minutes_by_hand: None where nobody said."""
+    """How the page is written. minutes_by_hand: None if not known."""
 
     language: str
     minutes_by_hand: float | None
@@ -65,21 +65,21 @@ class Page:
 
 
 def parse(argv: Sequence[str]) -> tuple[Plan, Page]:
-    """Raises ValueError, in one sentence, for what cannot be tried."""
+    """The plan and the page of these arguments. Raises ValueError, in one sentence, for invalid ones."""
     parser = argparse.ArgumentParser(prog="python3 -m lab trial", description=sys.modules["lab.trial"].__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, default=CHECKPOINT, help="your model file; else the small test model of the lab")
     add("--reference", type=Path, nargs="+", help="one or more pictures of the subject; else a robot of the lab")
     add("--class", dest="class_word", default="robot", help="what it is, in one word: teapot")
-    add("--prompts", type=Path, help="a text file, one prompt a line")
+    add("--prompts", type=Path, help="a text file, one prompt per line")
     add("--seeds", type=int, default=4, help="pictures for each prompt")
     add("--tune", type=int, default=0, metavar="STEPS", help="also train on the subject for so many steps")
     add("--clip-vision", type=Path, help="a CLIP or DINOv2 file that measures likeness; else the model's own keys")
     add("--min-likeness", type=float, default=0.0, help="with --clip-vision, the least likeness that passes")
     add("--owner", default="", help="who the person is, or who owns the character or mark")
     add("--uses", default="", help="what was agreed to, in plain words")
-    add("--until", default="", help="the last day of it, as 2030-12-31")
-    add("--minutes-by-hand", type=float, help="how long one such picture takes your people today; asked where missing")
+    add("--until", default="", help="the last day of these uses, as 2030-12-31")
+    add("--minutes-by-hand", type=float, help="how long one such picture takes your people today; asked if missing")
     add("--lang", choices=("en", "ja"), default="en", help="the page's language")
     add("--out", type=Path, help="the page; else .lab/trials/KEY/trial.html")
     add("--side", type=int, help="pixels: 512 for SD1.x, 768 for SD2.x, 1024 for SDXL")
@@ -103,14 +103,14 @@ def _plan(given: argparse.Namespace) -> Plan:
     references = given.reference or [default_reference(given.class_word)]
     for path in (given.checkpoint, *references, *([given.clip_vision] if given.clip_vision else [])):
         if not path.is_file():
-            raise ValueError(f"there is no file {path}; give the path of one that is there.")
+            raise ValueError(f"there is no file {path}; give the path of an existing file.")
     for name, low, high in (("seeds", 1, 64), ("tune", 0, 100_000), ("steps", 1, 1000)):
         if not low <= getattr(given, name) <= high:
             raise ValueError(f"--{name} must be between {low} and {high}, but is {getattr(given, name)}.")
     if given.min_likeness and not given.clip_vision:
-        raise ValueError("--min-likeness needs --clip-vision, for the model's own keys know no threshold.")
+        raise ValueError("--min-likeness needs --clip-vision, because the model's own keys have no threshold.")
     if not given.class_word.strip():
-        raise ValueError("--class is empty; say what the subject is, in one word.")
+        raise ValueError("--class is empty; write what the subject is, in one word.")
     _check_day(given.until)
     return Plan(
         checkpoint=str(given.checkpoint.resolve()),
@@ -137,12 +137,12 @@ def _prompts(path: Path | None, class_word: str) -> tuple[str, ...]:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except OSError:
-            raise ValueError(f"the prompts {path} cannot be read; give a text file, one prompt a line.") from None
+            raise ValueError(f"the prompts {path} cannot be read; give a text file, one prompt per line.") from None
         except UnicodeDecodeError:
-            raise ValueError(f"the prompts {path} are no UTF-8 text; save the file as UTF-8.") from None
+            raise ValueError(f"the prompts {path} are not UTF-8 text; save the file as UTF-8.") from None
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not 1 <= len(prompts) <= MOST_PROMPTS:
-        raise ValueError(f"expected 1 to {MOST_PROMPTS} prompts, one a line, but {path} has {len(prompts)}.")
+        raise ValueError(f"expected 1 to {MOST_PROMPTS} prompts, one per line, but {path} has {len(prompts)}.")
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt) > LONGEST_PROMPT:
             raise ValueError(f"prompt {number} has {len(prompt)} letters; {LONGEST_PROMPT} is the most.")
@@ -157,11 +157,11 @@ def _check_day(day: str) -> None:
     try:
         datetime.date.fromisoformat(day or "2000-01-01")
     except ValueError:
-        raise ValueError(f"--until must be a day written as 2030-12-31, but is {day[:40]!r}.") from None
+        raise ValueError(f"--until must be a day written like 2030-12-31, but is {day[:40]!r}.") from None
 
 
 def _minutes(given: float | None) -> float | None:
-    """Asked where it was not given and somebody is there to answer; never invented."""
+    """Asked in the terminal if it was not given; None if nobody answers."""
     if given is None and sys.stdin.isatty():
         answer = input("How many minutes does one such picture take your people today? (Enter: not known) ").strip()
         try:
@@ -174,14 +174,14 @@ def _minutes(given: float | None) -> float | None:
 
 
 def default_reference(kind: str) -> Path:
-    """An individual that the small test model never saw, cut out."""
+    """An individual that the small test model was not trained on, cut out."""
     import numpy as np
     from PIL import Image
 
     from lab.world import KINDS, draw, sample_individual, sample_view
 
     if kind not in KINDS:
-        raise ValueError(f"give --reference: the lab has no {kind!r} of its own, only {', '.join(KINDS)}.")
+        raise ValueError(f"give --reference: the lab has no {kind!r}, only {', '.join(KINDS)}.")
     rng = np.random.default_rng(3)
     path = HOME / f"trial_{kind}.png"
     HOME.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a trial has done so far, in one JSON file that is written after every picture."""
+"""The state of a trial, in one JSON file that is written after every picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class Shot:
-    """One picture. way: before, after or tuned. score: what Score Pictures says of it, None until it was asked."""
+    """One picture. way: before, after or tuned. score: the figures of Score Pictures, None until it is scored."""
 
     way: str
     prompt: int
@@ -23,7 +23,7 @@ class Shot:
 
 @dataclass
 class Record:
-    """setup, tuning: seconds. memory: bytes of main memory, at most; gpu_memory: of the graphics card."""
+    """setup, tuning: seconds. memory, gpu_memory: the peak in bytes, of main memory and of the graphics card."""
 
     folder: Path
     setup: float = 0.0
@@ -36,20 +36,20 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """What is there; an empty one where nothing is, or its file is no whole one."""
+        """The record in that folder; an empty one if there is none, or its file is damaged."""
         record = cls(folder)
         try:
-            told = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-            shots = [Shot(**shot) for shot in told.pop("shots")]
-            record = cls(folder, **told, shots=[shot for shot in shots if (folder / shot.file).is_file()])
+            found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+            shots = [Shot(**shot) for shot in found.pop("shots")]
+            record = cls(folder, **found, shots=[shot for shot in shots if (folder / shot.file).is_file()])
         except (OSError, ValueError, TypeError, KeyError):
             pass
         return record
 
     def write(self) -> None:
-        told = {name: value for name, value in asdict(self).items() if name != "folder"}
+        content = {name: value for name, value in asdict(self).items() if name != "folder"}
         part = self.folder / "record.part"
-        part.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
         part.replace(self.folder / "record.json")
 
     def of(self, way: str, prompt: int | None = None) -> list[Shot]:

@@ -1,4 +1,4 @@
-"""The trial's pictures, drawn by a ComfyUI of its own that stays between runs, and scored by the pack's own gate."""
+"""The trial's pictures: drawn in its own ComfyUI folder, which stays between runs, and scored with Score Pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST_SEED = 1000
 
 
 class Studio:
-    """folder: where the trial's host, pictures and record stay, so that a killed trial goes on."""
+    """folder: of the trial's host, pictures and record; it stays, so that an interrupted trial goes on."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.folder = plan, folder
@@ -39,7 +39,7 @@ class Studio:
         begun, models = time.monotonic(), {"checkpoints": [Path(self.plan.checkpoint)]}
         if self.plan.clip_vision:
             models["clip_vision"] = [Path(self.plan.clip_vision)]
-        say(f"trial: {len(self.record.shots)} pictures are there, {len(self._missing())} to draw; starting ComfyUI")
+        say(f"trial: {len(self.record.shots)} pictures are done, {len(self._missing())} to draw; starting ComfyUI")
         with ComfyServer(host_tree(), [FAMILY], models, base=self.folder / "host") as server:
             stats = server.get_json("/system_stats")
             self.record.host, self.record.device = stats["system"]["comfyui_version"], stats["devices"][0]["name"]
@@ -64,7 +64,7 @@ class Studio:
     # --- the steps ---------------------------------------------------------------------------------------------------
 
     def _prepare(self, server: ComfyServer) -> None:
-        """Encode the references and keep the subject, with its rights, in a file."""
+        """Encode the references and save the subject, with its rights, to a file."""
         if (self.folder / "host" / "models" / "subjects" / f"{SUBJECT}.safetensors").is_file():
             return
         base = workflow.api_form(workflow.load("one_picture"), server.object_info())
@@ -74,7 +74,7 @@ class Studio:
         graph["caption"] = _node("CLIPTextEncode", text=self._caption(), clip=["checkpoint", 1])
         for i, path in enumerate(self.plan.references):
             graph[f"image{i}"] = _node("LoadImage", image=server.upload_image(Path(path), f"reference{i}.png"))
-            mask = {"mask": [f"image{i}", 1]} if _cut_out(path) else {}  # the subject is found where there is none
+            mask = {"mask": [f"image{i}", 1]} if _cut_out(path) else {}  # without a mask the subject is found
             graph[f"subject{i}"] = _node("DreamTunerEncodeSubjectImage", image=[f"image{i}", 0], **mask, **encode)
             graph[f"seen{i}"] = _node("PreviewImage", images=[f"subject{i}", 1])
             subjects.append([f"subject{i}", 0])
@@ -112,7 +112,7 @@ class Studio:
             say(f"trial: picture {number} of {len(missing)} ({way}, prompt {prompt + 1}): {seconds:.1f} s")
 
     def _score(self, server: ComfyServer) -> None:
-        """Prompt by prompt, for the model's keys put pictures of one setting in order."""
+        """Score prompt by prompt, because the model's keys rank only pictures of one setting."""
         for prompt in range(len(self.plan.prompts)):
             shots = [shot for shot in self.record.shots if shot.prompt == prompt]
             if all(shot.score for shot in shots):
@@ -128,9 +128,9 @@ class Studio:
                 images = [f"batch{i}" if images else f"shot{i}", 0]
             asked = {"images": images, "subject": ["subject", 0]} | self._judge(graph)
             graph["score"] = _node("DreamTunerScorePictures", **asked)
-            graph["told"] = _node("PreviewAny", source=["score", 4])
-            told = json.loads(server.queue(graph, timeout=LONGEST).outputs["told"]["text"][0])
-            for figures in told["pictures"]:
+            graph["scores"] = _node("PreviewAny", source=["score", 4])
+            scores = json.loads(server.queue(graph, timeout=LONGEST).outputs["scores"]["text"][0])
+            for figures in scores["pictures"]:
                 shots[figures["picture"] - 1].score = figures
             self.record.write()
 
@@ -149,7 +149,7 @@ class Studio:
         return {"clip_vision": ["tower", 0], "min_likeness": self.plan.min_likeness}
 
     def _graph(self, info: Mapping[str, Any], way: str, prompt: int, seed: int) -> Graph:
-        """The shipped workflow for one picture, the subject out of its file; before: without the pack."""
+        """The shipped workflow for one picture, with the subject's file; for the way "before", without the pack."""
         plan, graph = self.plan, workflow.api_form(workflow.load("one_picture"), info)
         workflow.node(graph, "Load Checkpoint")["ckpt_name"] = Path(plan.checkpoint).name
         workflow.node(graph, "Empty Latent Image").update(width=plan.side, height=plan.side)
@@ -179,11 +179,11 @@ class Studio:
             self.record.gpu_memory = max(self.record.gpu_memory, stats["vram_total"] - stats["vram_free"])
         assert server.process is not None
         try:
-            told = Path(f"/proc/{server.process.pid}/status").read_text()
-            peak = next(line for line in told.splitlines() if line.startswith("VmHWM"))
+            status = Path(f"/proc/{server.process.pid}/status").read_text()
+            peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
             self.record.memory = max(self.record.memory, int(peak.split()[1]) * 1024)
         except (OSError, StopIteration):
-            self.record.memory = 0  # no such thing on this system
+            self.record.memory = 0  # this system has no /proc
 
 
 def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _model() -> dict[str, Any]:
 
 
 def _combined(graph: Graph, subjects: list[list[Any]]) -> list[Any]:
-    """One subject of all of them; some at a time, for the node takes four."""
+    """One subject of all of them; in several nodes, because one node takes four."""
     while len(subjects) > 1:
         some, rest, name = subjects[:4], subjects[4:], f"combine{len(subjects)}"
         graph[name] = _node("DreamTunerCombineSubjects", **{f"subject_{i}": s for i, s in enumerate(some, start=1)})
@@ -209,7 +209,7 @@ def _relink(graph: Graph, old: list[Any], new: list[Any]) -> None:
 
 
 def _reached(graph: Graph) -> Graph:
-    """What the saved picture needs, and no more."""
+    """Only the nodes that the saved picture needs."""
     found, waiting = set[str](), [workflow.node_id(graph, "Save Image")]
     while waiting:
         found.add(key := waiting.pop())
@@ -225,7 +225,7 @@ def _cut_out(path: str) -> bool:
 
 
 def _counted(what: str) -> Callable[[str, int, int], None]:
-    """A line in ten, for a tuning has hundreds of steps."""
+    """Print every tenth step, because a tuning has hundreds."""
 
     def show(node: str, done: int, steps: int) -> None:
         if steps and (done == steps or done % max(1, steps // 10) == 0):
@@ -235,5 +235,5 @@ def _counted(what: str) -> Callable[[str, int, int], None]:
 
 
 def sizes(folder: Path) -> int:
-    """Bytes of what the trial keeps, links not counted."""
+    """Bytes of the trial's files, without links."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -165,7 +165,7 @@ def test_minutes_stop_the_autoencoder_and_what_needs_it(
     for done in (1, 2):
         main([*arguments(tmp_path), *steps, "--minutes", "0"])
         assert load_step(tmp_path / "autoencoder.pt") == done
-        assert capsys.readouterr().out == "the autoencoder is not trained to the end: the same command goes on\n"
+        assert capsys.readouterr().out == "the autoencoder is not finished: run the same command again to go on\n"
     assert not (tmp_path / "latents.pt").exists()
     main([*arguments(tmp_path, "autoencoder"), *steps, "--minutes", "0"])
     assert same(load_checkpoint(tmp_path / "autoencoder.pt", "autoencoder"), unbroken)
@@ -199,9 +199,9 @@ def no_compiler(model: train_unet.MiniBase, *given: torch.Tensor) -> torch.Tenso
     ("compiled", "told"),
     [
         (whole, ""),
-        (all_but_the_last_layer_lost, r"compiled gradients are wrong \(by .*goes on uncompiled\n"),
-        (lost_in_wide, r"compiled gradients are wrong .*goes on uncompiled\n"),
-        (no_compiler, r"compiling failed \(RuntimeError: Failed to find C compiler\.\): this run goes on uncompiled\n"),
+        (all_but_the_last_layer_lost, r"compiled gradients are wrong \(by .*is not compiled\n"),
+        (lost_in_wide, r"compiled gradients are wrong .*is not compiled\n"),
+        (no_compiler, r"compiling failed \(RuntimeError: Failed to find C compiler\.\): this run is not compiled\n"),
     ],
 )
 def test_compiled_gradients_of_fresh_weights_are_held_against_plain_ones(
@@ -301,7 +301,7 @@ def test_a_checkpoint_of_another_shape_is_refused(folder: Path) -> None:
     other = Autoencoder((8, 8, 8, 8)).state_dict()
     save_checkpoint(folder / "unet.pt", {"model": other, "average": {}, "step": 1, "optimisers": []})
     before = (folder / "unet.pt").read_bytes()
-    with pytest.raises(SystemExit, match=r"unet\.pt holds another model than this preset's"):
+    with pytest.raises(SystemExit, match=r"unet\.pt has another model than this preset"):
         main(arguments(folder, steps=3))
     assert (folder / "unet.pt").read_bytes() == before
 
@@ -309,7 +309,7 @@ def test_a_checkpoint_of_another_shape_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 half a checkpoint"])
 def test_a_broken_checkpoint_is_refused(folder: Path, content: bytes) -> None:
     (folder / "unet.pt").write_bytes(content)
-    with pytest.raises(SystemExit, match=r"unet\.pt cannot be read .*remove it, and the `train` stage makes it anew"):
+    with pytest.raises(SystemExit, match=r"unet\.pt cannot be read .*remove it, and the `train` stage makes it again"):
         main(arguments(folder, steps=3))
 
 
@@ -318,10 +318,10 @@ def test_a_broken_checkpoint_is_refused(folder: Path, content: bytes) -> None:
     ("name", "spoil", "said"),
     [
         ("unet.pt", "autoencoder.pt", r"unet\.pt is something else than the `train` stage saves"),
-        ("unet.pt", b"not a checkpoint", r"unet\.pt cannot be read .*remove it, and the `train` stage makes it anew"),
+        ("unet.pt", b"not a checkpoint", r"unet\.pt cannot be read .*remove it, and the `train` stage makes it again"),
         ("latents.pt", "autoencoder.pt", r"latents\.pt is something else than the `latents` stage saves"),
-        ("latents.pt", 0.9, r"latents\.pt cannot be read .*remove it, and the `latents` stage makes it anew"),
-        ("latents.pt", 0.1, r"latents\.pt cannot be read .*remove it, and the `latents` stage makes it anew"),
+        ("latents.pt", 0.9, r"latents\.pt cannot be read .*remove it, and the `latents` stage makes it again"),
+        ("latents.pt", 0.1, r"latents\.pt cannot be read .*remove it, and the `latents` stage makes it again"),
     ],
 )
 def test_one_stages_file_in_anothers_place(
@@ -335,16 +335,16 @@ def test_one_stages_file_in_anothers_place(
 @pytest.mark.parametrize(
     ("stage", "name", "spoil", "said"),
     [
-        ("autoencoder", "pictures.npy", 0.5, r"pictures\.npy cannot be read \(mmap.*the `data` stage makes it anew"),
-        ("autoencoder", "pictures.npy", b"", r"pictures\.npy cannot be read .*the `data` stage makes it anew"),
+        ("autoencoder", "pictures.npy", 0.5, r"pictures\.npy cannot be read \(mmap.*the `data` stage makes it again"),
+        ("autoencoder", "pictures.npy", b"", r"pictures\.npy cannot be read .*the `data` stage makes it again"),
         ("export", "autoencoder.pt", "latents.pt", r"autoencoder\.pt is something else than the `autoencoder` stage"),
         ("latents", "wide_captions.json", None, r"no .*wide_captions\.json yet: run the `data` stage first"),
-        ("latents", "captions.json", 0.5, r"/captions\.json cannot be read .*the `data` stage makes it anew"),
-        ("controlnet", "silhouettes.npy", 0.5, r"/silhouettes\.npy cannot be read .*the `data` stage makes it anew"),
+        ("latents", "captions.json", 0.5, r"/captions\.json cannot be read .*the `data` stage makes it again"),
+        ("controlnet", "silhouettes.npy", 0.5, r"/silhouettes\.npy cannot be read .*the `data` stage makes it again"),
         ("controlnet", "latents.pt", None, r"no .*latents\.pt yet: run the `latents` stage first"),
         ("controlnet", "unet.pt", None, r"no .*unet\.pt yet: run the `train` stage first"),
         ("export", "unet.pt", None, r"no .*unet\.pt yet: run the `train` stage first"),
-        ("export", "controlnet.pt", "unet.pt", r"controlnet\.pt holds another model than this preset's"),
+        ("export", "controlnet.pt", "unet.pt", r"controlnet\.pt has another model than this preset"),
     ],
 )
 def test_a_missing_or_broken_file_of_an_earlier_stage(

@@ -91,7 +91,12 @@ def test_every_bad_option_has_a_sentence(files: list[str], options: list[str], s
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b" \n\n", "has 0"), (b"a teapot\n" * 65, "has 65"), (b"\xff\xfe\xfa", "no UTF-8"), (b"teapot " * 200, "letters")],
+    [
+        (b" \n\n", "has 0"),
+        (b"a teapot\n" * 65, "has 65"),
+        (b"\xff\xfe\xfa", "not UTF-8"),
+        (b"teapot " * 200, "letters"),
+    ],
 )
 def test_every_bad_prompt_file_has_a_sentence(files: list[str], tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "bad.txt").write_bytes(content)
@@ -183,7 +188,7 @@ def test_nothing_is_made_up(files: list[str], tmp_path: Path) -> None:
     made.memory = 0
     words = json.loads((HERE / "en.json").read_text(encoding="utf-8"))
     text = Reader(written(plan, Page("en", None, tmp_path / "x.html"), made)).text
-    assert "nobody said how many minutes" in text
+    assert "by hand are not known" in text
     assert words["no_rights"] in text
     assert words["no_figure"] in text
     for shot in made.shots:
