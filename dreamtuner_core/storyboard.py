@@ -29,8 +29,8 @@ class StoryboardConfig:
     Raises ValueError, in one sentence, for a value out of range.
     """
 
-    first_weight: float = 3.0
-    previous_weight: float = 1.5
+    first_weight: float = 1.0
+    previous_weight: float = 0.5
     seed: int = 0
     seeds: str = SEEDS[0]
     steps: int = 20

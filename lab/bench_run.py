@@ -12,7 +12,7 @@ from lab.bench_unet import pack, random_text, random_unet
 
 PART = 0.35  # share of the reference picture that is foreground; 1 is all of it
 CFG = 7.0
-WEIGHT = 3.0  # w_ref
+WEIGHT = 3.0  # w_ref, of both sides of guidance: the dearest case
 PIXELS = 8  # to one latent
 CELLS = ((1, PART), (1, 1.0), (4, PART))
 
@@ -45,7 +45,7 @@ class Bench:
     def cell(self, batch: int, foreground: float, peers: bool = False) -> Iterator[dict[str, Any]]:
         """The rows "computed" and "kept" of one batch and foreground, and those of the peers."""
         subject = self.subject(foreground)
-        patched = pack("host.apply").apply_subject(self.patcher, subject, WEIGHT)
+        patched = pack("host.apply").apply_subject(self.patcher, subject, WEIGHT, negative_weight=1.0)
         kept_bank = pack("host.subject.memory").kept_features(patched).model
 
         def computed() -> None:

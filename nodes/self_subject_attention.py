@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..dreamtuner_core.host.apply import apply_subject
-from ..dreamtuner_core.host.settings import NEGATIVE_WEIGHT
+from ..dreamtuner_core.host.settings import NEGATIVE_WEIGHT, REFERENCE_WEIGHT
 from .common import CATEGORY, SubjectSocket, schema
 from .sockets import checked
 
@@ -25,12 +25,12 @@ class ApplySelfSubjectAttention(io.ComfyNode):
                 SubjectSocket.Input("subject"),
                 io.Float.Input(
                     "reference_weight",
-                    default=3.0,
+                    default=REFERENCE_WEIGHT,
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How strongly the model looks at the subject: 3 for photographs, 2.5 for drawings, 0 is "
-                    "off. From about 10 on, the picture gets worse.",
+                    tooltip="How strongly the model looks at the subject; 0 is off. Try 1.5 to 2 for a pattern that is lost. "
+                    "With negative_weight 1, as in the paper: 3 for photographs, 2.5 for drawings.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -56,8 +56,8 @@ class ApplySelfSubjectAttention(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     tooltip="The share of reference_weight on the negative side of CFG. Lower it for more likeness: "
-                    "CFG then pulls toward the subject as it pulls toward the text. 0 is the strongest; try it with "
-                    "reference_weight 1 to 2.",
+                    "CFG then pulls toward the subject as it pulls toward the text. 0 is the strongest. Raise it "
+                    "where the subject looks pasted or burnt, as with a high CFG.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model")],

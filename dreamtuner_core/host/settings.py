@@ -12,7 +12,8 @@ from ..subject import Subject
 from .encoder.load import SubjectEncoding
 
 KEY = "dreamtuner"
-NEGATIVE_WEIGHT = 0.25  # the nodes' default share of w_ref for the negative side; measured in docs/measure
+REFERENCE_WEIGHT, NEGATIVE_WEIGHT = 1.0, 0.0
+"""The nodes' defaults: w_ref, and the negative side's share of it. Measured in docs/measure (the paper: 3 on both)."""
 BLOCKS = ("input", "middle", "output")  # of the U-Net
 
 

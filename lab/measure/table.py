@@ -28,7 +28,7 @@ from lab.measure.rows import (
 )  # fmt: skip
 from lab.measure.tuned import Tuned
 
-WEIGHT, NEGATIVE = 3.0, 0.25
+WEIGHT, NEGATIVE = 1.0, 0.0
 """The defaults of Apply Self-Subject Attention; chosen by this table."""
 GUIDANCE = Guided(1.5, 0.2)
 BETA = 0.2
