@@ -92,8 +92,9 @@ class Bench:
         import comfyui_version
 
         others = self.others.key if self.others else ""
+        encoder = _file(ENCODER) if getattr(row.make, "encoder", 0) else ""
         return _digest(
-            VERSION, comfyui_version.__version__, _drawing(), self.studio.weights, _file(ENCODER),
+            VERSION, comfyui_version.__version__, _drawing(), self.studio.weights, encoder,
             asdict(self.settings.sampling), self.settings.seed, row.make, row.denoise, row.true, others,
         )  # fmt: skip
 
