@@ -12,19 +12,27 @@ GRID = 320  # longest side of the grid on which areas are separated
 def connected(inside: Tensor) -> Tensor:
     """Label connected areas (8 neighbours): inside [H, W] bool -> labels [H, W], 0 outside, areas from 1 up.
 
-    Each pixel takes the largest label of its neighbours, then the label of the pixel with this number, until nothing
-    changes.
+    Each pixel begins with a number of its own. In each round an area's number becomes the largest that any of its
+    pixels has beside it, until nothing changes: few rounds, however winding the area is.
     """
     numbers = torch.arange(1, inside.numel() + 1).reshape(inside.shape) * inside
+    highest = torch.arange(inside.numel() + 1)  # by number: the largest known of its area
     while True:
-        # double: exact for as many pixels as there can be
-        wider = F.max_pool2d(numbers[None].double(), 3, stride=1, padding=1)[0].long() * inside
-        flat = torch.cat([torch.zeros(1, dtype=torch.long), wider.flatten()])
-        wider = flat[wider]  # a leap: the pixel of that number may know a larger one already
+        wider = _neighbours_maximum(numbers) * inside
         if torch.equal(wider, numbers):
             break
-        numbers = wider
+        highest.scatter_reduce_(0, numbers.flatten(), wider.flatten(), "amax")
+        highest = highest[highest]  # that one may know a larger one already
+        numbers = highest[numbers]
     return torch.unique(numbers, return_inverse=True)[1] + int(bool(inside.all()))
+
+
+def _neighbours_maximum(numbers: Tensor) -> Tensor:
+    """The largest of each pixel and its 8 neighbours, [H, W]; whole numbers above 0, which max_pool2d does not take."""
+    rows = F.pad(numbers, (0, 0, 1, 1)).unfold(0, 3, 1)
+    rows = rows[..., 0].maximum(rows[..., 1]).maximum(rows[..., 2])
+    columns = F.pad(rows, (1, 1)).unfold(1, 3, 1)
+    return columns[..., 0].maximum(columns[..., 1]).maximum(columns[..., 2])
 
 
 def largest(mask: Tensor, threshold: float = 0.5) -> Tensor:
