@@ -29,7 +29,7 @@ class ApplySelfSubjectAttention(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How strongly the model looks at the subject; 0 is off. Try 1.5 to 2 for a pattern that is lost. "
+                    tooltip="How strongly the model looks at the subject; 0 is off. Try 1.5 to 2 for a lost pattern. "
                     "With negative_weight 1, as in the paper: 3 for photographs, 2.5 for drawings.",
                 ),
                 io.Float.Input(
