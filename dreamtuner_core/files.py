@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,21 @@ LARGEST_HEADER = 8 * 2**20  # bytes of a safetensors header; those of large mode
 LONGEST_JSON = 2**20  # characters of a JSON text in the metadata
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+class Taken(Exception):
+    """Another process has written a file of that name meanwhile."""
+
+
+def write_whole(path: Path, write: Callable[[Path], object], new: bool = False) -> None:
     """`write` to a temporary file beside `path`, then rename it: the previous file stays until then.
 
     Raises what `write` raises, and OSError if the disk fails. The temporary file is removed; if the process is killed,
-    the next write to that path removes it (`sweep`).
+    the next write to that path removes it (`sweep`). new: nothing is replaced; raises Taken if the file is there.
     """
-    write_all_whole({path: write})
+    write_all_whole({path: write}, new)
 
 
-def write_all_whole(files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """`write_whole` for several files that belong together: none is renamed before all are written."""
+def write_all_whole(files: Mapping[Path, Callable[[Path], object]], new: bool = False) -> None:
+    """`write_whole` for several files that belong together: all of them are replaced, or none."""
     unfinished: dict[Path, Path] = {}
     try:
         for path, write in files.items():
@@ -40,12 +45,58 @@ def write_all_whole(files: Mapping[Path, Callable[[Path], object]]) -> None:
             # random, for containers may share a folder and a process id
             unfinished[path] = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
             _write(unfinished[path], write)
-        for path, written in unfinished.items():
-            written.replace(path)
+        if new:
+            for path, written in unfinished.items():
+                _claim(path, written)
+        _rename_all(unfinished)
     finally:
-        for left in unfinished.values():
+        _remove(unfinished.values())
+
+
+def _rename_all(unfinished: Mapping[Path, Path]) -> None:
+    """Give the files their names. If the system refuses one, those that were there before come back."""
+    before: dict[Path, Path] = {}
+    renamed: list[Path] = []
+    try:
+        for path, written in unfinished.items():
+            if len(unfinished) > 1 and path.exists():
+                before[path] = Path(f"{written.with_suffix('')}.before{UNFINISHED}")
+                _second_name(path, before[path])
+            written.replace(path)
+            renamed.append(path)
+    except BaseException:
+        for path in renamed:
             with suppress(OSError):
-                left.unlink(missing_ok=True)
+                before[path].replace(path) if path in before else path.unlink()
+        raise
+    finally:
+        _remove(before.values())
+
+
+def _second_name(path: Path, other: Path) -> None:
+    try:
+        other.hardlink_to(path)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(path, other)
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for left in files:
+        with suppress(OSError):
+            left.unlink(missing_ok=True)
+
+
+def _claim(path: Path, written: Path) -> None:
+    """Take the name for that file, which only one process can. Raises Taken."""
+    try:
+        try:
+            path.hardlink_to(written)
+        except FileExistsError:
+            raise
+        except OSError:  # not every file system has hard links
+            path.open("xb").close()
+    except FileExistsError as error:
+        raise Taken from error
 
 
 def _write(unfinished: Path, write: Callable[[Path], object]) -> None:

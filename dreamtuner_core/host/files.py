@@ -78,17 +78,20 @@ class File(NamedTuple):
         save_file({name: x.contiguous() for name, x in self.tensors.items()}, path, dict(self.metadata))
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write one safetensors file, completely or not at all. Raises ValueError, in one sentence, if that fails."""
-    write_together([File(path, tensors, metadata)])
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], new: bool = False) -> None:
+    """Write one safetensors file, completely or not at all. Raises ValueError, in one sentence, if that fails.
+
+    new: nothing is replaced; raises Taken if the file is there.
+    """
+    write_together([File(path, tensors, metadata)], new)
 
 
-def write_together(files: Sequence[File]) -> None:
-    """Write files that belong together: all of them, or none is changed. Raises ValueError as `write` does."""
+def write_together(files: Sequence[File], new: bool = False) -> None:
+    """Write files that belong together: all of them, or none is changed. Raises as `write` does."""
     try:
         for file in files:
             file.path.parent.mkdir(parents=True, exist_ok=True)
-        write_all_whole({file.path: file.save for file in files})
+        write_all_whole({file.path: file.save for file in files}, new)
     except (OSError, SafetensorError, UnicodeError) as error:
         raise ValueError(_refused(files, error)) from error
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host.encoder.load import SubjectEncoding
+from dreamtuner_pack.dreamtuner_core.host.files import File
 from dreamtuner_pack.dreamtuner_core.host.subject import saved as saved_subject
 from dreamtuner_pack.dreamtuner_core.host.subject.rights import METADATA, tell_rights
 from dreamtuner_pack.dreamtuner_core.host.subject.saved import load_subject, save_subject
@@ -48,6 +49,20 @@ def test_a_loaded_subject_has_the_very_same_effect(base: Path, family: str, mask
     wanted = sample(attend(model, of), positive, negative)
     assert torch.equal(sample(attend(model, loaded), positive, negative), wanted)
     assert not torch.equal(sample(model, positive, negative), wanted)
+
+
+def test_two_processes_that_save_one_name_lose_neither_subject(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs, save, meanwhile = subject(seed=1), subject(seed=2), File.save, [lambda: save_subject(theirs, "pot")]
+
+    def slow(self: File, path: Path) -> None:
+        save(self, path)
+        if meanwhile:
+            meanwhile.pop()()
+
+    monkeypatch.setattr(File, "save", slow)
+    assert save_subject(ours, "pot").name == "pot_00002.safetensors"
+    for name, of in (("pot", theirs), ("pot_00002", ours)):
+        assert torch.equal(load_subject(f"{name}.safetensors")[0].latent, of.latent)
 
 
 def test_what_was_learned_comes_back(base: Path) -> None:

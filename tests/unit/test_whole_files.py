@@ -16,6 +16,7 @@ from dreamtuner_core.files import (
     LARGEST_HEADER,
     LONGEST_JSON,
     UNFINISHED,
+    Taken,
     metadata_of_file,
     plain_json,
     read_whole,
@@ -66,6 +67,55 @@ def test_of_files_that_belong_together_none_is_new_before_all_are(tmp_path: Path
     with pytest.raises(OSError):
         write_all_whole({tmp_path / "a": lambda unfinished: unfinished.write_text("after"), tmp_path / "b": fail})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "before", "b": "before"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_name_that_the_system_refuses_leaves_all_files_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """As Windows does for a file that another program has open."""
+    names = ("embedding", "encoder", "lora")
+    for name in ("embedding", "lora"):
+        (tmp_path / name).write_text("before")
+    replace = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if Path(target).name == "lora":
+            raise PermissionError(13, "Access is denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+    with pytest.raises(PermissionError):
+        write_all_whole({tmp_path / name: lambda unfinished: unfinished.write_text("after") for name in names})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"embedding": "before", "lora": "before"}
+    monkeypatch.setattr(Path, "replace", replace)
+    write_all_whole({tmp_path / name: lambda unfinished: unfinished.write_text("after") for name in names})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(names, "after")
+
+
+def no_links(*_: object) -> None:
+    raise OSError(95, "Operation not supported")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_never_replaces_one_that_another_process_wrote_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    path = tmp_path / "a.bin"
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+
+    def write(unfinished: Path) -> None:
+        unfinished.write_bytes(b"ours")
+        path.write_bytes(b"theirs")
+
+    with pytest.raises(Taken):
+        write_whole(path, write, new=True)
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == {"a.bin": b"theirs"}
+    write_whole(tmp_path / "b.bin", lambda unfinished: unfinished.write_bytes(b"ours"), new=True)
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == {"a.bin": b"theirs", "b.bin": b"ours"}
 
 
 def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from ...files import Taken
 from ...rights import OwnedSubject, Rights
 from ...saved_subject import SavedSubject, saved
 from ...subject import Subject
@@ -46,9 +49,10 @@ def save_subject(
     folder = SUBJECTS.folders()[0]
     for number in range(1, NUMBERED):
         path = folder / f"{name if number == 1 else f'{name}_{number:05}'}{SUFFIX}"
-        if not path.exists():
-            write(path, tensors, metadata)
-            return path
+        if not os.path.lexists(path):
+            with suppress(Taken):  # another ComfyUI may save one of that name meanwhile
+                write(path, tensors, metadata, new=True)
+                return path
         found = read(path)
         if found is not None and found[1] == metadata and _same(found[0], tensors):
             return path
