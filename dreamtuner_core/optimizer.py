@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
+OPTIMIZER = ("parameter.", "optimizer.")  # how the names in an optimizer's state begin
 LARGEST_GRADIENT = 1.0  # norm over all parameters; a larger gradient is scaled down to it
 
 
@@ -34,3 +35,21 @@ def load_optimizer_state(
         optimizer.state[parameter] = {
             key: x.clone() if key == "step" else x.to(parameter.device, copy=True) for key, x in moments.items()
         }
+
+
+def is_optimizer_state(state: Mapping[str, Tensor], parameters: Mapping[str, Parameter], stepped: bool) -> bool:
+    """Whether an `optimizer_state` of these parameters is in the state, in its shapes and types, and all numbers.
+
+    stepped: whether a step was taken; before the first one there are no moments.
+    """
+    wanted: dict[str, Tensor] = {f"parameter.{name}": p for name, p in parameters.items()}
+    wanted |= {
+        f"optimizer.{name}.{key}": torch.zeros(()) if key == "step" else p
+        for name, p in parameters.items()
+        for key in (MOMENTS if stepped else ())
+    }
+    found = {name: x for name, x in state.items() if name.startswith(OPTIMIZER)}
+    return found.keys() == wanted.keys() and all(
+        (found[name].shape, found[name].dtype) == (x.shape, x.dtype) and bool(torch.isfinite(found[name]).all())
+        for name, x in wanted.items()
+    )

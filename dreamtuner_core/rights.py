@@ -6,7 +6,7 @@ import datetime
 from dataclasses import dataclass, field, fields, replace
 
 from .subject import Subject
-from .texts import checked_text, shown
+from .texts import checked_day, checked_text
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,7 @@ class Rights:
     def __post_init__(self) -> None:
         for item in fields(self):
             checked_text(item.name, getattr(self, item.name))
-        try:
-            datetime.date.fromisoformat(self.until or "2000-01-01")
-        except ValueError:
-            raise ValueError(
-                f"until must be a day written like 2030-12-31, or empty, but is '{shown(self.until, 40)}'; change it."
-            ) from None
+        checked_day("until", self.until)
 
     def ended(self, today: datetime.date) -> bool:
         """Whether the last day of the allowed uses is past."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import unicodedata
 
 LONGEST_TEXT = 4000  # characters
@@ -74,3 +75,16 @@ def checked_class_word(class_word: str) -> str:
     if "embedding:" in word.lower() or not word.isprintable():
         raise ValueError(f"the class word must be plain words, such as 'dog', but is '{shown(word)}'.")
     return word
+
+
+def checked_day(what: str, day: str) -> str:
+    """Return the day. Raises ValueError unless it is written as 2030-12-31, or empty."""
+    try:
+        known = datetime.date.fromisoformat(day).isoformat() == day if day else True  # newer Pythons read 20301231 too
+    except ValueError:
+        known = False
+    if not known:
+        raise ValueError(
+            f"{what} must be a day written like 2030-12-31, or empty, but is '{shown(day, 40)}'; change it."
+        )
+    return day

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import plain_json, read_whole, write_whole
+from ..texts import shown
 from .config import PretrainingConfig
 
 PATTERN = "step_*.safetensors"
@@ -35,7 +36,7 @@ def save(folder: Path, step: int, state: Mapping[str, Tensor], config: Pretraini
         write_whole(path, lambda unfinished: save_file(dict(state), unfinished, metadata))
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{path} cannot be written ({error}); make room, and run the same command again: it resumes from the "
+            f"{path} cannot be written ({error}); fix that, and run the same command again: it resumes from the "
             "checkpoint before."
         ) from error
     for old in checkpoints(folder)[: -config.keep]:
@@ -58,7 +59,7 @@ def load(path: Path, config: PretrainingConfig) -> dict[str, Tensor]:
     for name in sorted(asked | stored):
         if asked.get(name) != stored.get(name):
             raise ValueError(
-                f"{path} was made with {name} = {stored.get(name)!r:.60}, but now it is {asked.get(name)!r:.60}; set "
-                "it back, or give the new run its own folder."
+                f"{path} was made with {shown(name)} = {shown(repr(stored.get(name)))}, but now it is "
+                f"{shown(repr(asked.get(name)))}; set it back, or give the new run its own folder."
             )
     return state

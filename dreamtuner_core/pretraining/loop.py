@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..encoder.model import SubjectEncoder
-from ..optimizer import LARGEST_GRADIENT, load_optimizer_state, optimizer_state
+from ..optimizer import LARGEST_GRADIENT, OPTIMIZER, is_optimizer_state, load_optimizer_state, optimizer_state
 from .config import PretrainingConfig
 from .data import Batch, Place, batches
 from .objective import Base, Objective
@@ -106,14 +106,28 @@ class Pretraining:
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Resume from a state. Raises ValueError, without changes, for a state of another encoder."""
-        expected = {f"parameter.{name}": p.shape for name, p in self.parameters.items()}
-        expected |= {f"average.{name}": x.shape for name, x in self.averages.items()}
-        if expected != {name: x.shape for name, x in state.items() if name.startswith(("parameter.", "average."))}:
-            raise ValueError("the checkpoint has other parameters than this encoder; give this run its own folder.")
+        if not self._is_own(state):
+            raise ValueError(
+                "the newest checkpoint is damaged, or has other parameters than this encoder; delete it, or give this "
+                "run its own folder."
+            )
         load_optimizer_state(self.optimizer, self.parameters, state)
         for name, average in self.averages.items():
             average.copy_(state[f"average.{name}"])
         self.step, self.places, self.batches = int(state["step"]), state["places"].clone(), None
+
+    def _is_own(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether the state is complete, matches this encoder in names, shapes and types, and is all numbers."""
+        wanted = {"step": torch.tensor(0), "places": self.places}
+        wanted |= {f"average.{name}": x for name, x in self.averages.items()}
+        others = {name: x for name, x in state.items() if not name.startswith(OPTIMIZER)}
+        return (
+            others.keys() == wanted.keys()
+            and all((others[name].shape, others[name].dtype) == (x.shape, x.dtype) for name, x in wanted.items())
+            and all(bool(torch.isfinite(x).all()) for x in others.values())
+            and bool((others["step"] >= 0) & (others["places"] >= 0).all())
+            and is_optimizer_state(state, self.parameters, stepped=bool(others["step"]))
+        )
 
     def learned(self) -> dict[str, Tensor]:
         """The weights to export, by name: the averaged ones if ema is set."""

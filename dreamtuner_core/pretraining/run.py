@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from ..encoder import file as encoder_file
 from ..encoder.model import SubjectEncoder
+from ..files import UNFINISHED, write_whole
+from ..lock import locked
 from ..pretraining import checkpoint
 from .data import Row, usable
 from .loop import Pretraining, Taken
@@ -31,9 +33,26 @@ class Unfinished(RuntimeError):
 def run(training: Pretraining) -> Path:
     """Train from the newest checkpoint in the folder to the last step, and return the encoder's file.
 
-    Raises Unfinished if a signal or a lost process stops it; the same command resumes it.
+    Raises Unfinished if a signal or a lost process stops it; the same command resumes it. Raises ValueError if another
+    run has that folder, or it cannot be written.
     """
-    config, folder = training.config, Path(training.config.folder)
+    folder = Path(training.config.folder)
+    if not training.accelerator.is_main_process:
+        return _run(training, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check = folder / f".writable{UNFINISHED}"
+        check.touch()
+        check.unlink()
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error}); let this run write there.") from error
+    busy = f"another run writes to {folder}; wait until it ends, or give this one its own folder."
+    with locked(folder / "lock", busy):
+        return _run(training, folder)
+
+
+def _run(training: Pretraining, folder: Path) -> Path:
+    config = training.config
     if found := checkpoint.checkpoints(folder):
         training.load_state(checkpoint.load(found[-1], config))
     first, began = training.accelerator.is_main_process, training.step
@@ -106,7 +125,6 @@ class Report:
     def __init__(self, training: Pretraining) -> None:
         self.training, self.config = training, training.config
         self.folder = Path(self.config.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.losses: list[float] = []
         self.began = time.monotonic()
         self._shorten_log()
@@ -138,8 +156,11 @@ class Report:
         seconds, step = time.monotonic() - self.began, self.training.step
         speed = len(self.losses) * self.config.batch / seconds
         loss = sum(self.losses) / len(self.losses)
-        with (self.folder / LOG).open("a", newline="") as file:
-            csv.writer(file).writerow([step, loss, self.config.rate(step - 1), f"{speed:.2f}", taken.skipped])
+        try:
+            with (self.folder / LOG).open("a", newline="") as file:
+                csv.writer(file).writerow([step, loss, self.config.rate(step - 1), f"{speed:.2f}", taken.skipped])
+        except OSError as error:  # not a reason to end a run
+            self._print(f"no line in {LOG} ({error})")
         self._print(
             f"step {step} of {self.config.steps}, loss {loss:.4f}, {speed:.1f} pictures/s, skipped {taken.skipped}"
         )
@@ -159,11 +180,15 @@ class Report:
     def _shorten_log(self) -> None:
         """Remove the lines of an interrupted run that come after its last checkpoint."""
         path = self.folder / LOG
-        lines = list(csv.reader(path.read_text().splitlines())) if path.is_file() else []
-        whole = [line for line in lines[1:] if len(line) == len(COLUMNS)]  # the last one may be cut off
-        kept = [line for line in whole if int(line[0]) <= self.training.step]
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *kept])
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        whole = [line for line in csv.reader(lines) if len(line) == len(COLUMNS) and line[0].isdecimal()]
+        kept = [line for line in whole if int(line[0]) <= self.training.step]  # the last one may be cut off
+
+        def write(unfinished: Path) -> None:
+            with unfinished.open("w", newline="") as file:
+                csv.writer(file).writerows([COLUMNS, *kept])
+
+        write_whole(path, write)
 
     @staticmethod
     def _print(text: str) -> None:

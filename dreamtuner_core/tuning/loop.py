@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..optimizer import LARGEST_GRADIENT, MOMENTS, load_optimizer_state, optimizer_state
+from ..optimizer import LARGEST_GRADIENT, OPTIMIZER, is_optimizer_state, load_optimizer_state, optimizer_state
 from .config import TuningConfig, warm_up
 from .losses import min_snr, pair_loss, row_losses, target
 from .pairs import Draw, Pairs
@@ -111,24 +111,19 @@ class Tuning:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Resume from a state. Raises ValueError, without changes, for a state of another tuning."""
         if not self._is_own(state):
-            raise ValueError("the checkpoint has other parameters than this tuning; take another name.")
+            raise ValueError("the saved state is damaged, or has other parameters than this tuning; take another name.")
         load_optimizer_state(self.optimizer, self.parameters, state)
         self.losses = state["losses"].tolist()
 
     def _is_own(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether the state is complete and matches these parameters in names, shapes and types."""
-        losses = state.get("losses")
-        wanted = {f"parameter.{name}": p for name, p in self.parameters.items()}
-        moments = {
-            f"optimizer.{name}.{key}": torch.zeros(()) if key == "step" else p
-            for name, p in self.parameters.items()
-            for key in MOMENTS
-            if losses is not None and losses.numel()
-        }
+        """Whether the state is complete, matches these parameters in names, shapes and types, and is all numbers."""
+        others = {name: x for name, x in state.items() if not name.startswith(OPTIMIZER)}
+        losses = others.get("losses")
         return (
             losses is not None
+            and len(others) == 1
             and losses.ndim == 1
             and losses.dtype == torch.float64
-            and {*state} == {"losses", *wanted, *moments}
-            and all((state[n].shape, state[n].dtype) == (x.shape, x.dtype) for n, x in (wanted | moments).items())
+            and bool(torch.isfinite(losses).all())
+            and is_optimizer_state(state, self.parameters, stepped=bool(losses.numel()))
         )

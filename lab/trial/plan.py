@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import math
@@ -14,12 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dreamtuner_core.ranges import check_number
+from dreamtuner_core.texts import checked_class_word, checked_day, checked_text
 from lab.demo import CHECKPOINT, SAMPLING, SIDE
 from lab.host import HOME
 
 MOST_PROMPTS, LONGEST_PROMPT = 64, 1000
 MINI_PROMPTS = "a robot, on a beach\na robot, on snow\na robot, on a brick wall\n"
 STEPS = 20
+WHOLE = {"seeds": (1, 64), "tune": (0, 100_000), "steps": (1, 1000), "side": (64, 4096)}
+TEXTS = ("owner", "uses", "negative", "sampler_name", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Page]:
     plan = _plan(given)
     minutes = _minutes(given.minutes_by_hand)
     out = given.out or HOME / "trials" / plan.key / "trial.html"
+    if out.is_dir():
+        raise ValueError(f"--out must be a file, but {out} is a folder; give it a name, such as trial.html.")
     return plan, Page(given.lang, minutes, out.resolve())
 
 
@@ -104,19 +109,24 @@ def _plan(given: argparse.Namespace) -> Plan:
     for path in (given.checkpoint, *references, *([given.clip_vision] if given.clip_vision else [])):
         if not path.is_file():
             raise ValueError(f"there is no file {path}; give the path of an existing file.")
-    for name, low, high in (("seeds", 1, 64), ("tune", 0, 100_000), ("steps", 1, 1000)):
-        if not low <= getattr(given, name) <= high:
-            raise ValueError(f"--{name} must be between {low} and {high}, but is {getattr(given, name)}.")
+    numbers: dict[str, Any] = {name: getattr(given, name) for name in WHOLE} | sampling
+    for name, (low, high) in WHOLE.items():
+        check_number(f"--{name}", numbers[name], low, high, whole=True)
+    check_number("--cfg", numbers.get("cfg", 1.0), 0, 100)
+    check_number("--min-likeness", given.min_likeness, 0, 1)
     if given.min_likeness and not given.clip_vision:
         raise ValueError("--min-likeness needs --clip-vision, because the model's own keys have no threshold.")
     if not given.class_word.strip():
         raise ValueError("--class is empty; write what the subject is, in one word.")
-    _check_day(given.until)
+    for name in TEXTS:
+        checked_text(f"--{name}", getattr(given, name) or "")
+    checked_day("--until", given.until)
+    class_word = checked_class_word(given.class_word)
     return Plan(
         checkpoint=str(given.checkpoint.resolve()),
         references=tuple(str(path.resolve()) for path in references),
-        class_word=given.class_word.strip(),
-        prompts=_prompts(given.prompts, given.class_word.strip()),
+        class_word=class_word,
+        prompts=_prompts(given.prompts, class_word),
         seeds=given.seeds,
         tune=given.tune,
         clip_vision=str(given.clip_vision.resolve()) if given.clip_vision else "",
@@ -144,6 +154,7 @@ def _prompts(path: Path | None, class_word: str) -> tuple[str, ...]:
     if not 1 <= len(prompts) <= MOST_PROMPTS:
         raise ValueError(f"expected 1 to {MOST_PROMPTS} prompts, one per line, but {path} has {len(prompts)}.")
     for number, prompt in enumerate(prompts, start=1):
+        checked_text(f"prompt {number}", prompt)
         if len(prompt) > LONGEST_PROMPT:
             raise ValueError(f"prompt {number} has {len(prompt)} letters; {LONGEST_PROMPT} is the most.")
         if not re.search(rf"\b{re.escape(class_word)}\b", prompt, re.IGNORECASE):
@@ -151,13 +162,6 @@ def _prompts(path: Path | None, class_word: str) -> tuple[str, ...]:
                 f"prompt {number} does not name the {class_word}; write '{class_word}' where it should be."
             )
     return prompts
-
-
-def _check_day(day: str) -> None:
-    try:
-        datetime.date.fromisoformat(day or "2000-01-01")
-    except ValueError:
-        raise ValueError(f"--until must be a day written like 2030-12-31, but is {day[:40]!r}.") from None
 
 
 def _minutes(given: float | None) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dreamtuner_core.lock import locked
 from lab import workflow
 from lab.demo import FAMILY, S_S_A
 from lab.host import say
@@ -28,9 +29,15 @@ class Studio:
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.folder = plan, folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.record = Record.read(folder)
+        self.record = Record(folder)
 
     def run(self) -> Record:
+        """Draw what is missing. Raises ValueError where another process is drawing this very trial."""
+        with locked(self.folder / "lock", "this very trial is running already; wait until it ends."):
+            self.record = Record.read(self.folder)
+            return self._finished()
+
+    def _finished(self) -> Record:
         if self._missing() or any(shot.score is None for shot in self.record.shots):
             self._run()
         return self.record

@@ -34,6 +34,7 @@ sys.path.append(str(Path(__file__).parent))
 from small_pretraining import LARGEST_GRADIENT, SmallBase, png, sample, small_config, training, write_shards
 
 from dreamtuner_core.encoder import file as encoder_file
+from dreamtuner_core.lock import locked
 from dreamtuner_core.pretraining import checkpoint
 from dreamtuner_core.pretraining.__main__ import RESUMABLE
 from dreamtuner_core.pretraining.data import Place, batches, decoded, stream, usable
@@ -146,8 +147,8 @@ def test_a_lost_process_leaves_what_one_can_go_on_from(shards: list[str], unbrok
     first, lost = started(2, told, tmp_path, kill=(1, 3))
     assert lost.returncode == -signal.SIGKILL
     assert first.returncode == RESUMABLE, first.error
-    assert "lost in step 4" in first.error
-    assert "the same command, given again, goes on" in first.error
+    assert "Step 4 failed" in first.error
+    assert "run the same command again to go on" in first.error
     assert int(last(tmp_path / "run")["step"]) == 3
     run(training(small_config(**told)))  # one process takes it up
     same_but_for_sums(unbroken, tmp_path / "run")
@@ -375,7 +376,62 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_step(
     monkeypatch.setattr(encoder_file, "save_file", full)
     with pytest.raises(ValueError, match=rf"{ENCODER} cannot be written \(No space left on device\); make room"):
         run(training(small_config(shards, tmp_path, steps=1)))
-    assert {path.name for path in tmp_path.iterdir()} == {LOG, "step_000000001.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {LOG, "lock", "step_000000001.safetensors"}
+
+
+def test_two_runs_in_one_folder_are_refused(shards: list[str], tmp_path: Path) -> None:
+    with locked(tmp_path / "lock", ""), pytest.raises(ValueError, match=r"another run writes to .*its own folder"):
+        run(training(small_config(shards, tmp_path, steps=1)))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_folder_that_is_none_is_one_sentence(shards: list[str], tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(ValueError, match=r"taken cannot be written .*let this run write there"):
+        run(training(small_config(shards, tmp_path / "taken", steps=1)))
+
+
+def test_a_log_that_cannot_be_written_or_read_costs_no_step(
+    shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / LOG).write_bytes(b"step,loss\nx,1,2,3,4\n\xff\xfe\n1,2\n")
+    first = training(small_config(shards, tmp_path, steps=1))
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        if self.name == LOG and mode == "a":
+            raise OSError("No space left on device")
+        return opened(self, mode, *more, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert run(first).is_file()
+    assert "no line in loss.csv (No space left on device)" in capsys.readouterr().out
+    assert (tmp_path / LOG).read_text().split() == ["step,loss,rate,pictures_a_second,skipped"]
+
+
+def test_a_damaged_state_is_one_sentence(shards: list[str], tmp_path: Path) -> None:
+    one = training(small_config(shards, tmp_path, steps=1, ema=0.9))
+    one.advance()
+    state = one.state()
+    moment, weight = (next(n for n in state if n.startswith(p)) for p in ("optimizer.", "parameter."))
+    odd: list[dict[str, torch.Tensor]] = [
+        {moment: state[moment].double()},
+        {moment: state[moment][None]},
+        {weight: torch.full_like(state[weight], float("nan"))},
+        {weight: state[weight].to(torch.float8_e4m3fn)},
+        {"step": torch.ones(2, dtype=torch.int64)},
+        {"step": torch.tensor(-1)},
+        {"places": state["places"].float()},
+        {"places": -1 - state["places"]},
+        {"strange": torch.zeros(1)},
+    ]
+    for change in odd:
+        with pytest.raises(ValueError, match=r"is damaged, or has other parameters.*delete it"):
+            one.load_state(state | change)
+    for gone in ("step", "places", moment, weight):
+        with pytest.raises(ValueError, match=r"is damaged, or has other parameters.*delete it"):
+            one.load_state({name: x for name, x in state.items() if name != gone})
+    one.load_state(state)
 
 
 def test_the_mini_bases_samples_show_the_very_individual() -> None:

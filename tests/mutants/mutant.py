@@ -90,9 +90,12 @@ def table(mutants: Sequence[Mutant]) -> int:
         copy = copied(folder)
         for mutant in mutants:
             began = time.monotonic()
-            dies = mutant.dies(copy)
-            living += not dies
-            print(f"{'dies ' if dies else 'LIVES'} {time.monotonic() - began:5.0f} s  {mutant.name}", flush=True)
+            try:
+                fate = "dies " if mutant.dies(copy) else "LIVES"
+            except LookupError:
+                fate = "GONE "  # the line is not there any more
+            living += fate != "dies "
+            print(f"{fate} {time.monotonic() - began:5.0f} s  {mutant.name}", flush=True)
         for tests in sorted({mutant.tests for mutant in mutants}):
             if status_of(lambda tests=tests: run_tests(copy, tests)) != 0:  # type: ignore[misc]
                 raise RuntimeError(f"{tests} fails without any bug planted")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dreamtuner_core.files import plain_json
-from dreamtuner_core.texts import checked_class_word, checked_name, checked_text, shown
+from dreamtuner_core.texts import checked_class_word, checked_day, checked_name, checked_text, shown
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,13 @@ def test_texts_are_checked() -> None:
         with pytest.raises(ValueError, match="without the ending of a file"):
             checked_name(file)
     assert checked_name("rex.v2") == "rex.v2"
+
+
+def test_a_day_is_written_in_one_way_on_every_python() -> None:
+    assert [checked_day("until", day) for day in ("2030-12-31", "")] == ["2030-12-31", ""]
+    for odd in ("soon", "20301231", "2030-W01-1", "2030-1-1", "2030-12-31 ", "\uff12030-12-31"):
+        with pytest.raises(ValueError, match=r"^until must be a day written like 2030-12-31, or empty"):
+            checked_day("until", odd)
 
 
 def test_json_of_strangers() -> None:

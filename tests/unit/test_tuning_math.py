@@ -225,8 +225,14 @@ def test_a_state_of_another_tuning_is_refused_and_changes_nothing() -> None:
     tuning = linear_tuning(TuningConfig(), pairs())
     before, other = tuning.state(), tuning.state()
     other["parameter.z"] = other.pop("parameter.a")
-    with pytest.raises(ValueError, match="other parameters"):
-        tuning.load_state(other)
+    for odd in (
+        other,
+        before | {"parameter.a": before["parameter.a"] / 0},
+        before | {"losses": torch.tensor([math.nan], dtype=torch.float64)},
+        before | {"strange": torch.zeros(1)},
+    ):
+        with pytest.raises(ValueError, match=r"damaged, or has other parameters.*take another name"):
+            tuning.load_state(odd)
     assert all(torch.equal(x, before[name]) for name, x in tuning.state().items())
 
 

@@ -9,7 +9,6 @@ tuning/<name>/state.safetensors (for resuming, and for the report) and regular/<
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from filelock import FileLock, Timeout
 
 from ...files import metadata_of_file, plain_json, sweep
+from ...lock import locked
 from ...texts import checked_name
 from ..encoder.load import ENCODERS
 from ..files import SUFFIX, check_writable, place
 
 SETTINGS = "dreamtuner.tuning"  # key of a file's metadata
-
-log = logging.getLogger(__name__)
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -119,22 +116,14 @@ class TuningFiles:
     def locked(self) -> Iterator[None]:
         """A lock on the name. Raises ValueError if another process holds it."""
         check_writable(self.state.parent)
-        lock = FileLock(self.state.with_name("lock"), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ValueError(
-                f"'{self.name}' is being tuned already, by this ComfyUI or another; wait until it ends, or use another "
-                "name."
-            ) from None
-        except (OSError, NotImplementedError) as error:  # not every file system has locks
-            log.warning("DreamTuner: '%s' cannot be locked (%s); tune it in one ComfyUI at a time", self.name, error)
-        try:
+        busy = (
+            f"'{self.name}' is being tuned already, by this ComfyUI or another; wait until it ends, or use another "
+            "name."
+        )
+        with locked(self.state.with_name("lock"), busy):
             for path in (*self.result, self.state, self.spare):
                 sweep(path)  # nobody else writes these
             yield
-        finally:
-            lock.release()
 
 
 def _is_of_another(path: Path, key: str) -> bool:
