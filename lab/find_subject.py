@@ -31,10 +31,11 @@ def overlap(one: Tensor, other: Tensor) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-def mended(core: ModuleType, picture: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+def mended(core: ModuleType, picture: Tensor, mask: Tensor, image: Tensor, image_mask: Tensor) -> Tensor:
     """A framed picture as `light: auto` leaves it; the very same tensor where nothing is wrong with it."""
     of = core.picture.light
-    light = of.measured(of.subject_pixels(picture, mask), of.subject_pixels(image, None))
+    pixels = of.subject_pixels(picture, mask)
+    light = of.measured(pixels, of.scene_pixels(image, image_mask, pixels))
     return picture if light is None else of.mended(picture, mask, light)
 
 
@@ -44,7 +45,7 @@ def regained(core: ModuleType, image: Tensor, mask: Tensor, light: Tensor) -> fl
     dark, _ = core.subject.frame(image * light, mask, FRAMED)
     inside = framed_mask[0] > core.picture.light.INSIDE
     lost, left = (
-        float((x - good)[0][inside].abs().mean()) for x in (dark, mended(core, dark, framed_mask, image * light))
+        float((x - good)[0][inside].abs().mean()) for x in (dark, mended(core, dark, framed_mask, image * light, mask))
     )
     return 1 - left / lost
 
@@ -60,7 +61,7 @@ def main() -> None:
     overlaps = np.array([overlap(core.host.subject.find.find_subject(image), mask) for image, mask in seen])
     print(f"overlap: median {np.median(overlaps):.3f}, {(overlaps >= 0.85).mean():.0%} at 0.85 or more")
     framed = [core.subject.frame(image, mask, FRAMED) for image, mask in seen]
-    left = [mended(core, good, m, image) is good for (good, m), (image, _) in zip(framed, seen)]
+    left = [mended(core, good, m, image, mask) is good for (good, m), (image, mask) in zip(framed, seen)]
     print(f"good pictures left as they are: {np.mean(left):.0%}")
     for light in DARK:
         shares = [regained(core, image, mask, light) for image, mask in seen]

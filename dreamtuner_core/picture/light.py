@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .masks import empty
+
 INSIDE = 0.9  # of the mask, for a pixel to be measured
 DARK, BRIGHT = 0.65, 0.95  # brightest parts below the one are lifted to the other
 PALE, DEEP = 0.4, 0.1  # darkest parts above the one are lowered to the other
@@ -34,14 +36,21 @@ def subject_pixels(picture: Tensor, mask: Tensor | None) -> Tensor:
     return pixels[:: max(1, len(pixels) // MOST_PIXELS)]
 
 
+def scene_pixels(image: Tensor, mask: Tensor | None, pixels: Tensor) -> Tensor:
+    """The pixels [M, 3] of image [1, H, W, 3]; only the subject's own pixels where there is nothing beside mask."""
+    return pixels if mask is not None and empty(image, mask < 1 - INSIDE) else subject_pixels(image, None)
+
+
 def measured(pixels: Tensor, scene: Tensor) -> Light | None:
     """What would mend the light of a subject's pixels [N, 3]; None where nothing is wrong with it.
 
-    scene: pixels [M, 3] of the whole picture, which the same light lies on.
+    scene: pixels [M, 3] of all of the picture, which the same light lies on.
     """
     if len(pixels) == 0:
         return None
-    dark, bright = pixels.amin(1).quantile(0.01), pixels.amax(1).quantile(0.99)
+    # a subject that is black or white by itself does not stand in a scene that is
+    dark = torch.minimum(pixels.amin(1).quantile(0.01), scene.amin(1).quantile(0.1))
+    bright = torch.maximum(pixels.amax(1).quantile(0.99), scene.amax(1).quantile(0.9))
     lifted = 0 < bright < DARK
     balance = _balance_in_the_dark(pixels, scene) if lifted else _balance(pixels)
     zero = torch.zeros(())

@@ -29,7 +29,7 @@ def what_is_marked(mask: Tensor, image: Tensor | None = None, find: Callable[[],
     out in the picture: find gives a mask [1, H, W] of it.
     """
     if image is not None:
-        within, beside = _empty(image, mask > CLEAN), _empty(image, mask < 1 - CLEAN)
+        within, beside = empty(image, mask > CLEAN), empty(image, mask < 1 - CLEAN)
         if within != beside:
             return "subject" if beside else "background"
     white = mask[0] > 0.5
@@ -46,6 +46,13 @@ def what_is_marked(mask: Tensor, image: Tensor | None = None, find: Callable[[],
     if corners in (0, 4):
         return "subject" if corners == 0 else "background"
     return "subject" if middle else "background"
+
+
+def empty(image: Tensor, side: Tensor) -> bool:
+    """Whether image [1, H, W, 3] is all black or all white where side [1, H, W] is: what lies under transparency."""
+    rows, columns = (slice(None, None, max(1, length // SAMPLES)) for length in side.shape[1:])
+    pixels = image[0, rows, columns][side[0, rows, columns]]
+    return bool(len(pixels)) and (bool((pixels == 0).all()) or bool((pixels == 1).all()))
 
 
 def box_of(mask: Tensor) -> tuple[int, int, int, int]:
@@ -83,13 +90,6 @@ def touched_sides(mask: Tensor, share: float = 0.2) -> list[str]:
     edges = {"top": mask[0, 0], "bottom": mask[0, -1], "left": mask[0, :, 0], "right": mask[0, :, -1]}
     extent = {"top": right - left, "bottom": right - left, "left": bottom - top, "right": bottom - top}
     return [name for name, edge in edges.items() if int((edge > 0.5).sum()) > share * extent[name]]
-
-
-def _empty(image: Tensor, side: Tensor) -> bool:
-    """Whether image [1, H, W, 3] is all black or all white where side [1, H, W] is: what lies under transparency."""
-    rows, columns = (slice(None, None, max(1, length // SAMPLES)) for length in side.shape[1:])
-    pixels = image[0, rows, columns][side[0, rows, columns]]
-    return bool(len(pixels)) and (bool((pixels == 0).all()) or bool((pixels == 1).all()))
 
 
 def _white_corners(mask: Tensor) -> int:

@@ -144,6 +144,29 @@ def test_a_red_subject_in_the_dark_stays_red() -> None:
     assert seen[0] > 2.5 * seen[1:].max()
 
 
+BY_ITSELF = {"black": (0.1, 0.8), "white": (0.7, 0.1)}
+
+
+@pytest.mark.parametrize(("least", "ground"), BY_ITSELF.values(), ids=BY_ITSELF.keys())
+def test_a_subject_that_is_black_or_white_by_itself_stays_so(least: float, ground: float) -> None:
+    """The scene tells that the light is good."""
+    inside = disc(400, 400, (200, 200), 150)
+    shades = least + 0.2 * sharp() if least > 0.5 else least * sharp()
+    image = torch.where(inside[..., None], shades, torch.full_like(shades, ground) + 0.02 * sharp().transpose(1, 2))
+    given = {"mask": inside[None].float(), "mask_marks": "subject", "resolution": 256}
+    seen, notes = told(image, **given)
+    assert "mended" not in notes
+    assert torch.equal(seen.picture, told(image, light="as it is", **given)[0].picture)
+
+
+def test_what_lies_under_transparency_says_nothing_of_the_light() -> None:
+    image, marked = cut_out(disc(400, 400, (200, 200), 150))
+    dark = image * torch.tensor([0.6, 0.5, 0.4])
+    black, white = (told(dark + under * marked[..., None], mask=marked)[0] for under in (0, 1))
+    assert torch.allclose(black.picture, white.picture, atol=1e-3)
+    assert not torch.equal(black.picture, told(dark, mask=marked, light="as it is")[0].picture)
+
+
 def sharp(side: int = 400) -> Tensor:
     """Stripes."""
     stripes = (torch.arange(side) // 8 % 2).float() * 0.7 + 0.2

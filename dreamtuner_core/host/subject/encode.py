@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...picture.hints import hints
-from ...picture.light import measured, mended, subject_pixels
+from ...picture.light import measured, mended, scene_pixels, subject_pixels
 from ...picture.masks import PRESENT, without_specks
 from ...picture.preview import preview
 from ...ranges import check_choice, check_number
@@ -61,7 +61,8 @@ def encode_subject(
     mask, notes = _mask_of(image, mask, mask_marks, find_subject)
     caption = _caption(caption, clip)
     picture, framed_mask = frame(image, mask, resolution or _trained_on(caption, subject_encoder))
-    better = measured(subject_pixels(picture, framed_mask), subject_pixels(image, None)) if light == MEND else None
+    pixels = subject_pixels(picture, framed_mask)
+    better = measured(pixels, scene_pixels(image, mask, pixels)) if light == MEND else None
     if better is not None:
         picture = mended(picture, framed_mask, better)
         notes.append("mended")
