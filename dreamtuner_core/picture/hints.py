@@ -10,17 +10,17 @@ from .light import subject_pixels
 from .masks import box_of, touched_sides
 
 NOTES = {
-    "turned": "The mask marks the background, so it was turned round.",
+    "turned": "The mask marks the background, so it was inverted.",
     "found": "There is no mask, so the subject was found in the picture.",
     "nothing_found": "Nothing stands out in this picture, so all of it is the subject; paint the subject to leave the "
     "rest out.",
     "all_subject": "All of this picture is the subject.",
-    "mended": "The light was mended.",
+    "mended": "The light was corrected.",
     "too_dark": "The subject is very dark; a brighter picture, or light: auto, shows more of it.",
     "too_bright": "The subject is very bright; a darker picture shows more of it.",
     "blurred": "The picture is blurred; a sharper one shows more detail.",
     "small": "The subject is smaller than 256 pixels; a larger picture shows more detail.",
-    "cut": "The subject is cut at the picture's border; what is not seen is made up.",
+    "cut": "The subject is cut at the picture's border; what is not visible is invented.",
     "no_detail": "The subject is one flat colour; if the picture is not, save it as an ordinary 8-bit RGB picture.",
     "cut_short": "The picture ends in one flat colour; its file may be cut short.",
     "ended": "The last day of the allowed uses is past; ask the owner before you use this subject.",
