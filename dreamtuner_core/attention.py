@@ -30,7 +30,7 @@ ALIGNMENT = 8  # kernels want the head size in multiples of this
 
 @dataclass(frozen=True)
 class ReferenceTokens:
-    """What one subject gives to one self-attention layer.
+    """The tokens of one subject for one self-attention layer.
 
     k, v: [1, M, C], the layer's projections of the reference's foreground tokens.
     weight: [M] or [B, M], w_ref * m_r of each token, all above zero.
@@ -62,11 +62,11 @@ def self_subject_attention(
     """Eq. 3 for one layer, any number of subjects in one softmax.
 
     q: [B, N, C]; k, v: [B, K, C] of the picture being made; result [B, N, C].
-    own: [B, N, C] or None. What another attention patch made of q, k and v. It then stands for the picture's own part
-        of Eq. 3, and the reference is added to it with the share of the softmax that is the reference's. Exact
-        whenever that patch computes attention in some other way; a sensible meaning where it does something else.
-    channels: what `log_weight_channels` gave for these references, so that the same work is not done in each layer
-        and step; computed here when None.
+    own: [B, N, C] or None: the output of another attention patch for q, k and v. It replaces the picture's own part of
+        Eq. 3, and the reference is added with its share of the softmax. Exact if that patch computes attention in
+        another way; a reasonable result if it does something else.
+    channels: the result of `log_weight_channels` for these references, to compute it once for all layers and steps;
+        None computes it here.
     """
     if not references:
         return attention(q, k, v, heads) if own is None else own
@@ -90,7 +90,10 @@ def self_subject_attention(
 def attention_with_bias(
     q: Tensor, k: Tensor, v: Tensor, references: Sequence[ReferenceTokens], heads: int, bias: Tensor
 ) -> Tensor:
-    """Eq. 3 for one layer by torch's own kernel; no regions. bias: what `log_weight_bias` gave for these references."""
+    """Eq. 3 for one layer by torch's own kernel, without regions: [B, N, C].
+
+    q: [B, N, C]; k, v: [B, K, C]. bias: the result of `log_weight_bias` for these references.
+    """
     rows = q.shape[0]
     k = torch.cat([k, *(r.k.expand(rows, -1, -1) for r in references)], dim=1)  # [B, K + M, C]
     v = torch.cat([v, *(r.v.expand(rows, -1, -1) for r in references)], dim=1)
@@ -99,9 +102,9 @@ def attention_with_bias(
 
 
 def log_weight_bias(like: Tensor, own_keys: int, references: Sequence[ReferenceTokens]) -> Tensor:
-    """log m of Eq. 3 by key, where there are no regions: [B or 1, 1, 1, K + M], which kernels read for all queries.
+    """log m of Eq. 3 by key, without regions: [B or 1, 1, 1, K + M], the same for all heads and queries.
 
-    In float32 where `like` is half precision, so that the weight is not rounded: torch's kernel takes that too.
+    In float32 if `like` has half precision, so that the weight is not rounded: torch's kernel accepts that.
     """
     precise = torch.promote_types(like.dtype, torch.float32)
     return F.pad(_weights(references, precise).log(), (own_keys, 0))[:, None, None]
@@ -110,8 +113,8 @@ def log_weight_bias(like: Tensor, own_keys: int, references: Sequence[ReferenceT
 class LogWeightChannels(NamedTuple):
     """Channels to append to every head of q [B or 1, N, E], of k [B or 1, K + M, E] and of v [1, K + M, E].
 
-    Those of q and k multiply to log m. In v the first one is 1 for a reference's token: it comes out as the share of
-    the softmax that the references have. The rest are zeros, up to a head size that kernels like.
+    The product of those of q and k is log m. In v the first one is 1 for a reference's token, so its output is the
+    references' share of the softmax. The rest are zeros, up to a head size that suits the kernels.
     """
 
     query_side: Tensor
@@ -124,14 +127,14 @@ def log_weight_channels(
 ) -> LogWeightChannels:
     """log m of Eq. 3 for q [B, N, C] over K own keys and the references' M.
 
-    A logarithm rides in two channels (rounded, and what rounding left), so that a half precision type does not round
-    the weight; its partner on the other side is a power of two, which rounds nothing.
+    A logarithm takes two channels (its rounded value, and the rest), so that a half precision type does not round the
+    weight; the channel that it is multiplied with is a power of two, which is exact.
     """
     head_size = q.shape[-1] // heads
     used = 1 + 2 + sum(2 for r in references if r.region is not None)
     extra = used + -(head_size + used) % ALIGNMENT
     precise = torch.promote_types(q.dtype, torch.float32)
-    root = math.sqrt(head_size + extra)  # what the kernel divides products by
+    root = math.sqrt(head_size + extra)  # the kernel divides products by this
     unit = 2.0 ** round(math.log2(root))
 
     def logarithm(x: Tensor) -> Tensor:
@@ -162,16 +165,16 @@ def log_weight_channels(
 
 
 def _weights(references: Sequence[ReferenceTokens], dtype: torch.dtype) -> Tensor:
-    """[B or 1, M]: of all references' tokens."""
+    """The weights of all references' tokens, [B or 1, M]."""
     weights = [torch.atleast_2d(r.weight.to(dtype)) for r in references]
     rows = max(map(len, weights))
     return torch.cat([weight.expand(rows, -1) for weight in weights], dim=1)
 
 
 def _widened(parts: Sequence[Tensor], channels: Tensor, heads: int) -> Tensor:
-    """All of x [B or 1, T, heads * d] one after the other, each head with its channels [B or 1, sum of T, E].
+    """Join the parts [B or 1, T, heads * d], and append to each head its channels [B or 1, sum of T, E].
 
-    [B, sum of T, heads * (d + E)], B that of the first part. Filled in place: one copy, where joining takes two.
+    Returns [B, sum of T, heads * (d + E)], with the first part's B. Filled in place: one copy instead of two.
     """
     head_size = parts[0].shape[-1] // heads
     shape = (parts[0].shape[0], sum(x.shape[1] for x in parts), heads, head_size + channels.shape[-1])

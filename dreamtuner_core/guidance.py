@@ -3,12 +3,12 @@
     lambda <= p_r :  eps = w_r eps(x_t, c, x^r_{t-dt}, t) - (w_r - 1) eps(x_t, c, none, t)            (4)
     else          :  eps = w_c eps(x_t, c, x^r_{t-dt}, t) - (w_c - 1) eps(x_t, uc, x^r_{t+dt'}, t)    (5)
 
-Both have the shape of classifier-free guidance, so the host's own CFG computes them: (5) is its usual step, (4) is a
-step whose unwanted side is the same text without the reference, at scale w_r.
+Both have the form of classifier-free guidance, so the host's own CFG computes them: (5) is its usual step, (4) is a
+step whose negative side is the same text without the reference, at scale w_r.
 
-**Ours**, not the paper's: the unwanted side of (5), and of plain classifier-free guidance, may read the reference with
-a share of w_ref, `negative_weight`. Where both sides read it alike (a share of 1, dt' = 0), guidance amplifies the text
-but nothing of what the reference brings; with 0 that side reads nothing, as in (4).
+**Ours**, not the paper's: the negative side of (5), and of plain classifier-free guidance, may read the reference with
+a share of w_ref, `negative_weight`. If both sides read it equally (a share of 1, dt' = 0), guidance amplifies the text
+but not the reference; with 0 the negative side does not read it, as in (4).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ TIMESTEPS = 1000  # dt and dt' are counted in these, whatever the number of samp
 class Guidance:
     """reference_scale: w_r, 1 has no effect. reference_probability: p_r in 0..1.
 
-    dt, dt_uncond: 0..1000 timesteps; how much cleaner the wanted side's reference is, how much noisier the other's.
+    dt, dt_uncond: 0..1000 timesteps; how much less noise the reference has on the positive side, and how much more on
+    the negative side. Raises ValueError, in one sentence, for a value out of range.
     """
 
     reference_scale: float

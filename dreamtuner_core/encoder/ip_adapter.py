@@ -2,8 +2,8 @@
 
     Attention(q, k_text, v_text) + beta * Attention(q, k_ip, v_ip)        in every cross-attention, before to_out (5)
 
-q is the cross-attention's own; k_ip and v_ip are new projections of image tokens. This is not the paper's S-E-A: it
-stands beside the text and not before it, and was trained on whole pictures, layout and all.
+q is the cross-attention's own; k_ip and v_ip are new projections of image tokens. This is not the paper's S-E-A: it is
+added beside the text and not before it, and was trained on whole pictures, with their layout.
 
 The public layout (tencent-ailab/IP-Adapter; SD1.5 and SDXL): `image_proj.*`, one of two kinds,
 - plain: `proj`, `norm`: the CLIP's projected image embedding becomes 4 tokens;

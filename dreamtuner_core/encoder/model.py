@@ -47,7 +47,7 @@ class EncoderConfig:
     of the image tower. tokens: of the tower per image, with the class token.
     layers: the hidden states to use, each the output of that tower layer (0 is the embedding).
     blocks: the U-Net's transformer blocks by name, `input_4_0` for block 0 of the transformer in input block 4.
-    res_blocks: how many ResBlocks. tower: the tower that the file carries; None for the host's CLIP vision model.
+    res_blocks: how many ResBlocks. tower: the tower in the file; None for the host's CLIP vision model.
     """
 
     family: str

@@ -76,7 +76,7 @@ def _check_range(start: float, end: float) -> None:
     check_number("start_percent", start, 0, 1)
     check_number("end_percent", end, 0, 1)
     if start > end:
-        raise ValueError(f"start_percent must not lie after end_percent, but they are {start:g} and {end:g}.")
+        raise ValueError(f"start_percent must not be above end_percent, but they are {start:g} and {end:g}.")
 
 
 def _check_family(model: ModelPatcher, encoder: LoadedEncoder) -> None:
@@ -116,11 +116,11 @@ def check_text(model: ModelPatcher, what: str, conditioning: list) -> None:
     for cross, more in conditioning:
         if cross.shape[-1] != expected:
             raise ValueError(
-                f"{what} has {cross.shape[-1]} features a token, but this model reads {expected}; encode it with the "
+                f"{what} has {cross.shape[-1]} features per token, but this model reads {expected}; encode it with the "
                 "CLIP of this model's own checkpoint."
             )
         if model.model.adm_channels and not isinstance(more.get("pooled_output"), Tensor):
-            raise ValueError(f"{what} carries no pooled text, which this model needs; encode it with its own CLIP.")
+            raise ValueError(f"{what} has no pooled text, which this model needs; encode it with the model's own CLIP.")
 
 
 def _checked_region(region: Tensor) -> Tensor:

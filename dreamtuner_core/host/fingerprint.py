@@ -22,20 +22,20 @@ VALUES = 1024  # of each weight
 
 
 class Fingerprint:
-    """A hash of several things, added one by one."""
+    """A hash of several values, added one by one."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, *things: Any) -> Fingerprint:
+    def add(self, *values: Any) -> Fingerprint:
         """Add plain values, and tensors with all their values."""
-        for thing in things:
-            if isinstance(thing, Tensor):
-                plain = thing.detach().cpu().contiguous()
+        for value in values:
+            if isinstance(value, Tensor):
+                plain = value.detach().cpu().contiguous()
                 self._text(f"{plain.dtype} {tuple(plain.shape)}")
                 self._hash.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
             else:
-                self._text(json.dumps(thing, sort_keys=True, default=str))
+                self._text(json.dumps(value, sort_keys=True, default=str))
         return self
 
     def look_at(self, name: str, weight: Tensor) -> Fingerprint:

@@ -1,4 +1,4 @@
-"""Which attention kernel computes what, and how Eq. 3 is given to it: decided here alone (docs/cost.md says why)."""
+"""The choice of attention kernels, and of the way to compute Eq. 3 with them; for the reasons see docs/cost.md."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ EXACT = DIFFERENTIABLE | {"attention_flash"}  # others quantise the keys and wou
 class Way(NamedTuple):
     """One exact way to compute Eq. 3.
 
-    log_m: (q, own keys, references, heads) -> what stands for log m, the same at every layer and step of that shape.
-    attend: (q, k, v, references, heads, own, log_m) -> [B, N, C]; own: what a standing patch made of q, k and v.
+    log_m: (q, own keys, references, heads) -> log m in this way's form, the same at every layer and step of that shape.
+    attend: (q, k, v, references, heads, own, log_m) -> [B, N, C]; own: the output of another pack's patch, or None.
     """
 
     log_m: Callable[[Tensor, int, Sequence[ReferenceTokens], int], Any]
@@ -35,7 +35,7 @@ class Way(NamedTuple):
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-    """Exactly what the host computes where nothing is replaced, another pack's choice of kernel included."""
+    """The host's own attention, without a replacement, but with another pack's choice of kernel: [B, N, C]."""
     takes_options = "kwargs" in inspect.signature(host.optimized_attention).parameters  # from 0.3.53 on
     more = {"transformer_options": options} if takes_options else {}
     return host.optimized_attention(q, k, v, options[HEADS], attn_precision=precision(options), **more)
@@ -48,17 +48,17 @@ BY_BIAS = Way(
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-    """The reference's own self-attention, which no pack is asked about: by the quicker kernel where there is one."""
+    """The reference's own self-attention [B, N, C], without other packs' patches, by the faster kernel."""
     if _torch_is_quicker(q, options):
         return host.attention_pytorch(q, k, v, options[HEADS])
     return plain_attention(q, k, v, options)
 
 
 def way_of_eq3(q: Tensor, references: Sequence[ReferenceTokens], own: Tensor | None, options: Options) -> Way:
-    """The cheapest exact way there.
+    """The fastest exact way.
 
-    A bias by key keeps the heads narrow, but takes flash kernels out on a GPU, and has no region and no share of the
-    softmax: there, the channels.
+    A bias by key needs no wider heads, but flash kernels on a GPU cannot use it, and it gives neither regions nor the
+    share of the softmax: for these, the channels.
     """
     quicker = _torch_is_quicker(q, options)
     if quicker and own is None and all(r.region is None for r in references):
@@ -76,6 +76,6 @@ def way_of_eq3(q: Tensor, references: Sequence[ReferenceTokens], own: Tensor | N
 
 
 def _torch_is_quicker(q: Tensor, options: Options) -> bool:
-    """On a CPU the host takes its sub-quadratic attention, three times slower than torch's, where nobody chose one."""
+    """Whether the host uses its sub-quadratic attention only by default: on a CPU, torch's is three times faster."""
     chosen = args.use_quad_cross_attention or OVERRIDE in options
     return q.device.type == "cpu" and host.optimized_attention is host.attention_sub_quad and not chosen

@@ -1,6 +1,6 @@
 """Keys of transformer_options, which the host and all packs share during a call, and their meaning when absent.
 
-Other packs write these options too, and some call the model with options of their own, so any key may be missing.
+Other packs write these options too, and some call the model with their own options, so any key may be missing.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ Options = dict[str, Any]
 Patch = Callable[[Tensor, Tensor, Tensor, Options], Tensor]
 """The host's attn1 replacement: (q, k, v, extra_options) -> [B, N, C], all after projection."""
 
-# Read and written, of a call. Absent patches and replacements: there are none.
+# Keys of a call, read and written. Without patches and replacements, there are none.
 PATCHES = "patches"  # kind -> list of functions
 REPLACED = "patches_replace"  # kind -> layer -> Patch
 SIGMAS = "sigmas"  # the noise level; without it, that of the call itself
 UUIDS = "uuids"  # ids of the batch's conditionings; absent: unknown ones
-SIDES = "cond_or_uncond"  # their places in what the guider asked, 1 = the negative; absent: one wanted conditioning
-SAMPLE_SIGMAS = "sample_sigmas"  # the sampler's schedule; absent: each call is a step of its own
+SIDES = "cond_or_uncond"  # their index in the guider's conds, 1 = the negative; absent: one positive conditioning
+SAMPLE_SIGMAS = "sample_sigmas"  # the sampler's schedule; absent: each call is a separate step
 
 OVERRIDE = "optimized_attention_override"  # another pack's kernel; absent: the host's
 
-# Read at a layer.
+# Keys of a layer, read only.
 BLOCK, BLOCK_INDEX = "block", "block_index"  # which layer it is; always there
 HEADS = "n_heads"  # always there
 PRECISION = "attn_precision"  # absent: the host's own choice
 GRID = "activations_shape"  # [..., rows, columns] of the layer's tokens; always there
 
-# Other packs' own, read where they stand.
-WIDENED = "cond_or_uncond_couple"  # the sides once more, where rows were added between two layers (Attention Couple)
+# Keys of other packs and of the host's nodes, read only.
+WIDENED = "cond_or_uncond_couple"  # the sides, if rows were added between two layers (Attention Couple)
 EASY_CACHE = "easycache"  # the key of the host's own wrapper that skips steps
-PART = "ref_uncond_idxs"  # the rows of the batch that a call for some of them is about (Advanced-ControlNet)
+PART = "ref_uncond_idxs"  # the rows of the batch in a call for some of them (Advanced-ControlNet)
 
 
 def sides(options: Options) -> list[int]:
-    """The side of each conditioning in the batch (1 is negative), as it is now."""
+    """The side of each conditioning in the batch at present; 1 is negative."""
     return list(options.get(SIDES) or [0])
 
 
 def ids(options: Options) -> list[Any]:
-    """The ids of the batch's conditionings; None for each where there are none."""
+    """The ids of the batch's conditionings; None for each if the options have none."""
     return list(options.get(UUIDS) or [None] * len(sides(options)))
 
 
@@ -53,7 +53,7 @@ def precision(options: Options) -> torch.dtype | None:
 
 
 def grid(options: Options) -> tuple[int, int] | None:
-    """Rows and columns of the layer's tokens. With deep shrink they are not the latent's size divided by 2^n."""
+    """Rows and columns of the layer's tokens, or None. With deep shrink they are not the latent's size over 2^n."""
     shape = options.get(GRID)
     return None if shape is None else (int(shape[-2]), int(shape[-1]))
 
@@ -70,6 +70,6 @@ def with_patches(options: Options, kind: str, patches: list[Callable[..., Any]])
 
 
 def with_replacements(options: Options, kind: str, patches: dict[Any, Patch]) -> Options:
-    """A copy of the options with these replacements of one kind; they take the place of others for the same layers."""
+    """A copy of the options with these replacements of one kind, instead of others for the same layers."""
     replaced = options.get(REPLACED, {})
     return {**options, REPLACED: {**replaced, kind: {**replaced.get(kind, {}), **patches}}}

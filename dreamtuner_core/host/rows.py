@@ -18,11 +18,11 @@ NEGATIVE = 1  # the place of the negative conditioning, as the host's guiders as
 UNKNOWN = -1  # picture
 
 Who = TypeVar("Who", bound=Hashable)
-"""What a conditioning's rows read; equal where they read the same."""
+"""What a conditioning's rows read; equal if they read the same."""
 
 
 class Row(NamedTuple):
-    """chunk: which of the call's conditionings. picture: which of those that the host asked about, or UNKNOWN."""
+    """chunk: index of the call's conditioning. picture: index in the host's batch, or UNKNOWN."""
 
     chunk: int
     picture: int
@@ -31,15 +31,15 @@ class Row(NamedTuple):
 def rows_of_call(count: int, chunks: int, pictures: int, context: Tensor | None = None) -> list[Row]:
     """The rows of one call of the U-Net, in order.
 
-    count: rows. chunks: conditionings. pictures: rows that the host asked about for each. context: [count, ...], the
-    rows' texts. The host sends c c u u. What cuts pictures into tiles and takes several at once sends c u c u, all
-    rows of one tile and then those of the next. Raises ValueError where it is not clear which row is which.
+    count: rows. chunks: conditionings. pictures: the size of the host's batch. context: [count, ...], the rows' texts.
+    The host sends c c u u. Packs that send several tiles at once send c u c u: all rows of one tile, then those of the
+    next. Raises ValueError, in one sentence, if it is ambiguous.
     """
     each, rest = divmod(count, chunks)
     if rest:
         raise ValueError(
-            f"DreamTuner: expected the same number of rows for each of {chunks} conditionings, but the model is asked "
-            f"about {count} rows; remove the node that adds rows to the batch."
+            f"DreamTuner: expected the same number of rows for each of {chunks} conditionings, but the model is called "
+            f"with {count} rows; remove the node that adds rows to the batch."
         )
     if chunks > 1 and each > pictures and each % pictures == 0 and _tile_by_tile(chunks, each // pictures, context):
         tiles = each // pictures
@@ -53,17 +53,17 @@ def _tile_by_tile(chunks: int, tiles: int, context: Tensor | None) -> bool:
         return True
     by_tile, by_chunk = context.unflatten(0, (tiles, -1)), context.unflatten(0, (chunks, tiles, -1))
     if torch.equal(by_tile, by_tile[:1].expand_as(by_tile)):
-        return True  # where the texts of all sides are equal, too: so do all that cut tiles
+        return True  # also if the texts of all sides are equal, because all packs with tiles use this order
     if torch.equal(by_chunk, by_chunk[:, :1].expand_as(by_chunk)):
         return False
     raise ValueError(
-        f"DreamTuner: expected {tiles} tiles of each picture with the same texts, but they have texts of their own; "
+        f"DreamTuner: expected {tiles} tiles of each picture with the same texts, but they have different texts; "
         "use a tile batch of 1, or remove the tiling node."
     )
 
 
 class Batch:
-    """The rows of one call of the U-Net, found again at its layers. sides: of each conditioning, as at the door."""
+    """The rows of one call of the U-Net, found again at its layers. sides: of each conditioning at its input."""
 
     def __init__(self, rows: Sequence[Row], sides: Sequence[int]) -> None:
         self.rows, self.sides = list(rows), list(sides)
@@ -72,8 +72,8 @@ class Batch:
     def at(self, x: Tensor, options: Options, whos: Sequence[Hashable]) -> list[int]:
         """For each row of x [R, N, C], a layer's input: which row of the batch it is.
 
-        whos: what each conditioning reads; rows that read the same need no distinction. Raises ValueError where it
-        is not clear.
+        whos: what each conditioning reads; rows that read the same need no distinction. Raises ValueError, in one
+        sentence, if it is ambiguous.
         """
         count = len(self.rows)
         if x.shape[0] == count:
@@ -83,7 +83,7 @@ class Batch:
         if found is None and len(set(whos)) > 1:
             raise ValueError(
                 f"DreamTuner: expected the {count} rows of the batch at a layer, but another node calls it "
-                f"with {x.shape[0]} and does not say which; remove that node, or the subject."
+                f"with {x.shape[0]} without marking them; remove that node, or the subject."
             )
         return found or [0] * x.shape[0]
 
@@ -95,10 +95,10 @@ class Batch:
         read: Callable[[Who, slice | Tensor, list[int]], Tensor],
         alike: Callable[[Who], Hashable] = lambda who: who,
     ) -> Tensor:
-        """A layer's output, row by row, of x [R, N, C]: all rows that read alike in one call of `read`.
+        """A layer's output for x [R, N, C], in the order of its rows: one call of `read` for all rows that read alike.
 
-        read: (who the first of them is, which of x's rows, the rows of the batch that they are) -> their output.
-        alike: equal for those that one call can serve; by default those that read the same.
+        read: (what the first of them reads, their index in x, their rows in the batch) -> their output.
+        alike: equal for rows that can share a call; by default those that read the same.
         """
         rows = self.at(x, options, whos)
         together: dict[Hashable, tuple[Who, list[int]]] = {}
@@ -121,7 +121,7 @@ class Batch:
         return [i // times for i in range(x.shape[0])]
 
     def _widened(self, x: Tensor, options: Options, whos: Sequence[Hashable]) -> list[int] | None:
-        """More rows than the batch has: some sides, or all, are there several times (regional prompts do this)."""
+        """More rows than in the batch: some sides, or all, are repeated (regional prompts do this)."""
         chunks = len(self.sides)
         each, rest = divmod(len(self.rows), chunks)
         segments, more = divmod(x.shape[0], each)
@@ -161,14 +161,14 @@ class Batch:
 
 
 def _selection(rows: list[int], device: torch.device) -> slice | Tensor:
-    """The rows as an index; a slice, which copies nothing, where they follow one another."""
+    """The rows as an index: a slice, which copies nothing, if they are consecutive."""
     if rows == list(range(rows[0], rows[-1] + 1)):
         return slice(rows[0], rows[-1] + 1)
     return torch.tensor(rows, device=device)
 
 
 class Spot(NamedTuple):
-    """Where a row lies: its picture, and height, width, top and left in latents. A tile may go round the edge."""
+    """The position of a row: its picture, and height, width, top and left in latents. A tile may wrap at the edge."""
 
     picture: int
     height: int
@@ -178,7 +178,7 @@ class Spot(NamedTuple):
 
 
 def find(tile: Tensor, pictures: Tensor) -> Spot | None:
-    """Where that tile [C, h, w] was cut out of the pictures [B, C, H, W]; None where it was not, or was changed."""
+    """Where that tile [C, h, w] was cut out of the pictures [B, C, H, W]; None if it was not, or was changed."""
     height, width = tile.shape[-2:]
     if height > pictures.shape[-2] or width > pictures.shape[-1]:
         return None
@@ -190,7 +190,7 @@ def find(tile: Tensor, pictures: Tensor) -> Spot | None:
 
 
 def cut(x: Tensor, height: int, width: int, top: int, left: int) -> Tensor:
-    """x [..., H, W] from there on, round the edges: [..., height, width]."""
+    """The part of x [..., H, W] from that corner on, wrapped at the edges: [..., height, width]."""
     rows = (top + torch.arange(height, device=x.device)) % x.shape[-2]
     columns = (left + torch.arange(width, device=x.device)) % x.shape[-1]
     return x.index_select(-2, rows).index_select(-1, columns)

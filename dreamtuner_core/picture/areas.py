@@ -12,23 +12,23 @@ GRID = 320  # longest side of the grid on which areas are separated
 def connected(inside: Tensor) -> Tensor:
     """Label connected areas (8 neighbours): inside [H, W] bool -> labels [H, W], 0 outside, areas from 1 up.
 
-    Each pixel begins with a number of its own. In each round an area's number becomes the largest that any of its
-    pixels has beside it, until nothing changes: few rounds, however winding the area is.
+    Each pixel begins with its own number. In each round an area's number becomes the largest that any of its pixels has
+    beside it, until nothing changes: few rounds for an area of any shape.
     """
     numbers = torch.arange(1, inside.numel() + 1).reshape(inside.shape) * inside
-    highest = torch.arange(inside.numel() + 1)  # by number: the largest known of its area
+    highest = torch.arange(inside.numel() + 1)  # by number: the largest known number of its area
     while True:
         wider = _neighbours_maximum(numbers) * inside
         if torch.equal(wider, numbers):
             break
         highest.scatter_reduce_(0, numbers.flatten(), wider.flatten(), "amax")
-        highest = highest[highest]  # that one may know a larger one already
+        highest = highest[highest]  # which may already have a larger one
         numbers = highest[numbers]
     return torch.unique(numbers, return_inverse=True)[1] + int(bool(inside.all()))
 
 
 def _neighbours_maximum(numbers: Tensor) -> Tensor:
-    """The largest of each pixel and its 8 neighbours, [H, W]; whole numbers above 0, which max_pool2d does not take."""
+    """The largest of each pixel and its 8 neighbours, [H, W]. For positive integers, which max_pool2d does not take."""
     rows = F.pad(numbers, (0, 0, 1, 1)).unfold(0, 3, 1)
     rows = rows[..., 0].maximum(rows[..., 1]).maximum(rows[..., 2])
     columns = F.pad(rows, (1, 1)).unfold(1, 3, 1)

@@ -8,16 +8,16 @@ from torch.nn import functional as F
 
 from .areas import holes, largest
 
-THRESHOLD = 0.5  # from here on a pixel is the subject
-HOLE = 0.25  # of the subject's area: larger holes stay; a plain part of the subject often stands out less than its rim
+THRESHOLD = 0.5  # a pixel with at least this saliency is the subject
+HOLE = 0.25  # of the subject's area: smaller holes are filled, as plain parts often stand out less than the rim
 SMOOTH = 5  # pixels of the network's own grid
 
 
 def smoothed(seen: Tensor) -> Tensor:
-    """Each pixel the mean of its neighbourhood, [B, C, H, W]: a second look, which the lines of a wall distract less.
+    """Each pixel replaced by the mean of its neighbourhood, [B, C, H, W]: for a second run, less distracted by lines.
 
-    On the bench's references, small things before bricks, the mean of both looks overlaps the true mask by 0.85 on
-    average, the first look alone by 0.80.
+    On the bench's references, small objects before bricks, the mean of both runs overlaps the true mask by 0.85 on
+    average, the first run alone by 0.80.
     """
     edge = SMOOTH // 2
     return F.avg_pool2d(F.pad(seen, (edge, edge, edge, edge), mode="replicate"), SMOOTH, 1)

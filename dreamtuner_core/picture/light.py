@@ -1,6 +1,6 @@
-"""The light of a subject: what is too dark, washed out or tinted, and how to mend it within bounds.
+"""The light of a subject: whether it is too dark, pale or tinted, and how to correct it within limits.
 
-All of it is measured inside the mask. What is well lit is left bit for bit as it was.
+A well lit subject is not changed, to the bit.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 from .masks import empty
 
 INSIDE = 0.9  # of the mask, for a pixel to be measured
-DARK, BRIGHT = 0.65, 0.95  # brightest parts below the one are lifted to the other
-PALE, DEEP = 0.4, 0.1  # darkest parts above the one are lowered to the other
+DARK, BRIGHT = 0.65, 0.95  # brightest parts below the first are raised to the second
+PALE, DEEP = 0.4, 0.1  # darkest parts above the first are lowered to the second
 MOST_GAIN, MOST_CONTRAST = 4.0, 1.6  # of a dark subject and of a pale one, which may be white by itself
-TINTED, COLOURED = 1.12, 1.6  # the brightest parts' strongest channel by the weakest: a tint of the light lies between
-ELSEWHERE = 0.03  # share of the subject in which a tinted light's weakest channel is the strongest all the same
-BEYOND = 1.05  # of the brightest parts, channel by channel: what is stronger than this shows another light
-NEAR_WHITE = 0.85  # of the brightest: what is grey or white there shows an untinted light, even in the dark
+TINTED, COLOURED = 1.12, 1.6  # strongest over weakest channel of the brightest parts, between which light is tinted
+ELSEWHERE = 0.03  # least share of the subject in which the weakest channel of a tinted light is the strongest
+BEYOND = 1.05  # times the brightest parts, channel by channel: a stronger channel means another light
+NEAR_WHITE = 0.85  # share of the brightest: grey or white pixels above it mean that dark light has no tint
 MOST_PIXELS = 2**18
 
 
@@ -31,7 +31,7 @@ class Light(NamedTuple):
 
 
 def subject_pixels(picture: Tensor, mask: Tensor | None) -> Tensor:
-    """The pixels of a framed picture [1, H, W, 3] that are wholly the subject's: [N, 3]; all without a mask."""
+    """The pixels [N, 3] of a framed picture [1, H, W, 3] that are completely the subject's; all without a mask."""
     pixels = picture[0].reshape(-1, 3) if mask is None else picture[0][mask[0] > INSIDE]
     return pixels[:: max(1, len(pixels) // MOST_PIXELS)]
 
@@ -42,13 +42,13 @@ def scene_pixels(image: Tensor, mask: Tensor | None, pixels: Tensor) -> Tensor:
 
 
 def measured(pixels: Tensor, scene: Tensor) -> Light | None:
-    """What would mend the light of a subject's pixels [N, 3]; None where nothing is wrong with it.
+    """The correction for the light of a subject's pixels [N, 3]; None if it needs none.
 
-    scene: pixels [M, 3] of all of the picture, which the same light lies on.
+    scene: pixels [M, 3] of the whole picture, which has the same light.
     """
     if len(pixels) == 0:
         return None
-    # a subject that is black or white by itself does not stand in a scene that is
+    # if only the subject is dark or pale, and the scene is not, it is black or white by nature
     dark = torch.minimum(pixels.amin(1).quantile(0.01), scene.amin(1).quantile(0.1))
     bright = torch.maximum(pixels.amax(1).quantile(0.99), scene.amax(1).quantile(0.9))
     lifted = 0 < bright < DARK
@@ -64,7 +64,7 @@ def measured(pixels: Tensor, scene: Tensor) -> Light | None:
 
 
 def mended(picture: Tensor, mask: Tensor | None, light: Light) -> Tensor:
-    """A framed picture [1, H, W, 3] on white, in the better light; the white stays white."""
+    """A framed picture [1, H, W, 3] on white, with its light corrected; the white stays white."""
     seen = torch.ones_like(picture[..., :1]) if mask is None else mask[..., None]
     subject = picture - (1 - seen)  # what the subject adds to the white, by its share of each pixel
     lit = torch.minimum((light.gain * subject + light.lift * seen).clamp(min=0), seen)
@@ -72,10 +72,10 @@ def mended(picture: Tensor, mask: Tensor | None, light: Light) -> Tensor:
 
 
 def _balance(pixels: Tensor) -> Tensor | None:
-    """Gains [3] that make the light white again, from the brightest pixels; None where their colour may be their own.
+    """Gains [3] that make the light white, from the brightest pixels; None if their colour may be that of the subject.
 
-    A tint of the light lies on everything: the brightest parts are near white, nothing is stronger in a channel than
-    they are, and what is strong in the weakest channel is there as well. A subject of one colour tells nothing of it.
+    A tint of the light is on everything: the brightest parts are near white, no channel is stronger elsewhere, and some
+    parts are strong in the weakest channel. A subject of one colour does not show the light's tint.
     """
     luma = pixels.mean(1)
     brightest = pixels[luma >= luma.quantile(0.98)].mean(0)
@@ -89,10 +89,10 @@ def _balance(pixels: Tensor) -> Tensor | None:
 
 
 def _balance_in_the_dark(pixels: Tensor, scene: Tensor) -> Tensor | None:
-    """The same where the light is poor in any case, so that less evidence will do.
+    """`_balance` for light that is too dark anyhow, with less evidence.
 
-    A picture of many colours has each channel strong somewhere, so its light is told by how strong each one gets. A
-    red thing, or a green field, shows that by itself: the smaller change of the subject's and the scene's is taken.
+    In a picture of many colours each channel is strong somewhere, so its maximum shows the light. A red object, or a
+    green field, has such a maximum by nature: so the smaller correction of subject and scene is used.
     """
     if _has_neutral(pixels, NEAR_WHITE):
         return None
@@ -101,7 +101,7 @@ def _balance_in_the_dark(pixels: Tensor, scene: Tensor) -> Tensor | None:
 
 
 def _has_neutral(pixels: Tensor, bright: float) -> bool:
-    """Whether some of the pixels above that share of the brightest are grey or white: then the light has no tint."""
+    """Whether some pixels above that share of the brightest are grey or white: then the light has no tint."""
     luma = pixels.mean(1)
     neutral = (pixels.amax(1) < TINTED * pixels.amin(1)) & (luma > bright * luma.max())
     return bool(neutral.float().mean() > 0.01)

@@ -1,4 +1,4 @@
-"""What a mask says: which side of it is the subject, where that is, and what in it is dirt."""
+"""Reading a mask: which side of it is the subject, where that is, and which parts of it are specks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from .areas import connected, grid
 
-PRESENT = 0.05  # mask values below this are no part of the subject's outline
-SPECK = 0.005  # an area with less than this share of the largest one's mass is dirt
-RIM = 0.01  # of the picture's side: an area that lies within so little of the border is a stray line
-NOISE = 0.001  # a clean mask is less than this where there is no subject
-CLEAN = 0.99  # of a side of the mask, for a pixel to be wholly on it
-SAMPLES = 512  # rows and columns at which a large picture is looked at
+PRESENT = 0.05  # mask values below this are not part of the subject's outline
+SPECK = 0.005  # an area with less than this share of the largest one's mass is a speck
+RIM = 0.01  # of the picture's side: an area that is this close to the border everywhere is a stray line
+NOISE = 0.001  # a clean mask is below this outside the subject
+CLEAN = 0.99  # a pixel with this much of one side of the mask is completely on that side
+SAMPLES = 512  # most rows and columns of a large picture that are read
 CORNER = 0.01  # of the picture's shorter side
 CLEAR = 0.1  # by how much one side must fit what was found better than the other
 
@@ -24,9 +24,9 @@ CLEAR = 0.1  # by how much one side must fit what was found better than the othe
 def what_is_marked(mask: Tensor, image: Tensor | None = None, find: Callable[[], Tensor] | None = None) -> str:
     """Whether the white of mask [1, H, W] is the "subject" or the "background".
 
-    A side on which image [1, H, W, 3] is empty is the background. Else corners and middle answer for most masks: a
-    background has corners, a subject has the middle. Where they do not, the side is the subject that fits what stands
-    out in the picture: find gives a mask [1, H, W] of it.
+    A side on which image [1, H, W, 3] is empty is the background. Otherwise corners and middle decide for most masks: a
+    background has the corners, a subject the middle. If they are unclear, the side that fits what stands out in the
+    picture is the subject: find returns a mask [1, H, W] of that.
     """
     if image is not None:
         within, beside = empty(image, mask > CLEAN), empty(image, mask < 1 - CLEAN)
@@ -49,23 +49,23 @@ def what_is_marked(mask: Tensor, image: Tensor | None = None, find: Callable[[],
 
 
 def empty(image: Tensor, side: Tensor) -> bool:
-    """Whether image [1, H, W, 3] is all black or all white where side [1, H, W] is: what lies under transparency."""
+    """Whether image [1, H, W, 3] is all black or all white on side [1, H, W], as it is under transparency."""
     rows, columns = (slice(None, None, max(1, length // SAMPLES)) for length in side.shape[1:])
     pixels = image[0, rows, columns][side[0, rows, columns]]
     return bool(len(pixels)) and (bool((pixels == 0).all()) or bool((pixels == 1).all()))
 
 
 def box_of(mask: Tensor) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of what is present in mask [1, H, W], beyond the last pixel as slices are."""
+    """Top, bottom, left and right of the present part of mask [1, H, W]; bottom and right exclusive, as in slices."""
     present = mask[0] > PRESENT
     rows, columns = (torch.nonzero(present.any(dim)).flatten() for dim in (1, 0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 def without_specks(mask: Tensor) -> Tensor:
-    """mask [1, H, W] in 0..1 without stray areas and lines, and without the noise that lies over all of a bad matte.
+    """mask [1, H, W] in 0..1 without stray areas and lines, and without the noise all over a bad matte.
 
-    A clean mask comes back as it is.
+    A clean mask is returned unchanged.
     """
     cells = grid(mask[0])
     by_area = F.adaptive_avg_pool2d(mask, cells)[0]
@@ -85,7 +85,7 @@ def without_specks(mask: Tensor) -> Tensor:
 
 
 def touched_sides(mask: Tensor, share: float = 0.2) -> list[str]:
-    """The sides of the picture at which mask [1, H, W] is cut: where it covers this share of its own extent there."""
+    """The sides of the picture at which mask [1, H, W] is cut: it covers more than this share of its extent there."""
     top, bottom, left, right = box_of(mask)
     edges = {"top": mask[0, 0], "bottom": mask[0, -1], "left": mask[0, :, 0], "right": mask[0, :, -1]}
     extent = {"top": right - left, "bottom": right - left, "left": bottom - top, "right": bottom - top}
@@ -109,7 +109,7 @@ def _at_border(inside: Tensor) -> bool:
 
 
 def _lines(labels: Tensor) -> Tensor:
-    """Which of the areas 1.. of labels [H, W] lie along the border alone; none if all do."""
+    """Which of the areas 1.. of labels [H, W] are only along the border, as bool; none of them if all are."""
     rows, columns = (math.ceil(side * RIM) for side in labels.shape)
     inner = torch.unique(labels[rows:-rows, columns:-columns])
     lines = ~torch.isin(torch.arange(1, int(labels.max()) + 1), inner)
@@ -122,5 +122,5 @@ def _overlap(one: Tensor, other: Tensor) -> float:
 
 
 def _near(cells: Tensor) -> Tensor:
-    """Those cells [H, W] bool and the ones beside them."""
+    """These cells [H, W] bool and their neighbours."""
     return F.max_pool2d(cells[None].float(), 3, stride=1, padding=1)[0] > 0

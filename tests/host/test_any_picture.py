@@ -240,7 +240,7 @@ def test_what_is_linked_is_checked(inputs: dict[str, Any], sentence: str) -> Non
 
 
 def test_a_batch_is_told_of_image_from_batch() -> None:
-    with pytest.raises(ValueError, match="batch of 5; take one of them with Image From Batch"):
+    with pytest.raises(ValueError, match="batch of 5; select one of them with Image From Batch"):
         encode(picture().expand(5, -1, -1, -1))
 
 

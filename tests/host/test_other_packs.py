@@ -283,7 +283,7 @@ def test_rows_added_to_the_wanted_side(name: str, batch: int) -> None:
 
 def test_unclear_rows_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"expected the 2 rows of the batch at a layer, .* calls it with 4 and does not say"
+        ValueError, match=r"expected the 2 rows of the batch at a layer, .* calls it with 4 without marking them"
     ):
         draw(couple(False, times=3)(everything(shared_model("sd1"))))
 

@@ -129,7 +129,7 @@ def test_what_is_wrong_with_a_file_is_said(input_folder: Path, name: str, find: 
 
 def test_an_animation_is_a_batch(input_folder: Path) -> None:
     scene().save(input_folder / "two.gif", save_all=True, append_images=[scene().rotate(90)])
-    with pytest.raises(ValueError, match="batch of 2; take one of them with Image From Batch"):
+    with pytest.raises(ValueError, match="batch of 2; select one of them with Image From Batch"):
         loaded(input_folder / "two.gif")
 
 

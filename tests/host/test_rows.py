@@ -44,7 +44,7 @@ def test_at_the_door(name: str) -> None:
 
 
 def test_rows_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="each of 2 conditionings, but the model is asked about 3 rows"):
+    with pytest.raises(ValueError, match="each of 2 conditionings, but the model is called with 3 rows"):
         rows_of_call(3, 2, 1, texts(1, 1, 2))
 
 
@@ -112,7 +112,7 @@ def test_never_a_guess(name: str) -> None:
     batch = Batch(rows_of_call(len(places), len(places), 1), places)
     batch.at(layer(len(places), same=same), GRID, whos)
     with pytest.raises(
-        ValueError, match=rf"expected the {len(places)} rows .* calls it with {len(x)} and does not say"
+        ValueError, match=rf"expected the {len(places)} rows .* calls it with {len(x)} without marking them"
     ):
         batch.at(x, GRID, whos)
     assert len(batch.at(x, GRID, [C] * len(places))) == len(x)

@@ -701,7 +701,7 @@ APPLIED: dict[str, tuple[Callable[[], Any], str]] = {
     "a video U-Net": (lambda: bring(video()), "kind, but this model is a SVD_img2vid"),
     "a negative strength": (lambda: bring(shared_model("sd1"), strength=-1.0), "strength must be between 0 and 10"),
     "strength NaN": (lambda: bring(shared_model("sd1"), strength=NAN), "strength must be between 0 and 10, but is nan"),
-    "start after end": (lambda: bring(shared_model("sd1"), start=0.6, end=0.4), "start_percent must not lie after"),
+    "start after end": (lambda: bring(shared_model("sd1"), start=0.6, end=0.4), "start_percent must not be above"),
 }
 
 

@@ -84,7 +84,7 @@ MUTANTS = [
            "cut(pictures[picture], height, width, left, top), tile", OF_ROWS),
     Mutant("a tile stops at the edge", ROWS, "(left + torch.arange(width, device=x.device)) % x.shape[-1]",
            "(left + torch.arange(width, device=x.device)).clamp(max=x.shape[-1] - 1)", OF_ROWS),
-    Mutant("tiles are taken for sides", ROWS, "return True  # where the texts", "return False  # where the texts",
+    Mutant("tiles are taken for sides", ROWS, "return True  # also if the texts", "return False  # also if the texts",
            OF_ROWS),
     Mutant("folded rows in turn", ROWS, "[i // times for i in range(x.shape[0])]",
            "[i % len(self.rows) for i in range(x.shape[0])]", OF_ROWS),

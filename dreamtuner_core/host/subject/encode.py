@@ -23,7 +23,7 @@ MARKS = ("auto", "subject", "background")
 FIND = WHEN_NO_MASK, NEVER = ("when there is no mask", "never")
 LIGHT = AS_IT_IS, MEND = ("as it is", "auto")
 NO_MASK = (64, 64)  # the size of LoadImage's empty mask for a picture without transparency
-FEW = 0.005  # of the picture: what is found to be less is no subject
+FEW = 0.005  # share of the picture: a smaller found area is not a subject
 
 
 class Encoded(NamedTuple):
@@ -49,7 +49,8 @@ def encode_subject(
 ) -> Encoded:
     """Frame one picture [1, H, W, 3], encode it, and show what the method will see of it.
 
-    Raises ValueError, in one sentence, for what is no single picture, no mask of it, or no number or choice of ours.
+    Raises ValueError, in one sentence, if image is not a single picture, mask not of its size, or another value is out
+    of range.
     """
     check_choice("mask_marks", mask_marks, MARKS)
     check_choice("find_subject", find_subject, FIND)
@@ -83,7 +84,7 @@ def encode_subject(
 
 
 def _mask_of(image: Tensor, mask: Tensor | None, marks: str, find_subject: str) -> tuple[Tensor | None, list[str]]:
-    """The subject's mask [1, H, W], or None for the whole picture; and how it was come by, as keys of NOTES."""
+    """The subject's mask [1, H, W], or None for the whole picture; and how it was found, as keys of NOTES."""
     if mask is not None and mask.shape[-2:] == NO_MASK and not mask.any():
         mask = None
     if mask is None:
@@ -107,7 +108,7 @@ def _found(image: Tensor) -> tuple[Tensor | None, list[str]]:
 
 
 def _caption(caption: Any | None, clip: Any | None) -> Any | None:
-    """The caption that is given, else the empty text by this CLIP, else none."""
+    """The given caption, else the empty text encoded by this CLIP, else None."""
     if caption is None and clip is not None:
         caption = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     if caption is not None and len(caption) != 1:
@@ -116,7 +117,7 @@ def _caption(caption: Any | None, clip: Any | None) -> Any | None:
 
 
 def _trained_on(caption: Any | None, encoder: LoadedEncoder | None) -> int:
-    """Side of the pictures that the family was trained on, where its texts tell it; a VAE does not."""
+    """Side of the pictures that the family was trained on, by the width of its texts; 512 if it is unknown."""
     if caption is not None:
         return RESOLUTIONS.get(caption[0][0].shape[-1], 512)
     return 512 if encoder is None else RESOLUTIONS.get(encoder.model.config.context_width, 512)
@@ -127,7 +128,7 @@ def _checked_image(image: Tensor) -> Tensor:
         raise ValueError(f"expected one RGB picture, but got a tensor of shape {tuple(image.shape)}.")
     if image.shape[0] != 1:
         raise ValueError(
-            f"expected one picture, but got a batch of {image.shape[0]}; take one of them with Image From Batch, or "
+            f"expected one picture, but got a batch of {image.shape[0]}; select one of them with Image From Batch, or "
             "for several subjects use one Encode Subject Image and one Apply each."
         )
     if not _finite(image):
@@ -139,7 +140,7 @@ def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
     mask = mask.reshape(mask.shape[:-2].numel(), *mask.shape[-2:]).float().cpu()
     height, width = image.shape[1:3]
     if mask.shape[0] != 1:
-        raise ValueError(f"expected one mask, but got a batch of {mask.shape[0]}; give the one of this picture.")
+        raise ValueError(f"expected one mask, but got a batch of {mask.shape[0]}; link the mask of this picture.")
     if mask.numel() and not _finite(mask):
         raise ValueError("the mask has NaN or infinite values; check the node that it comes from.")
     if mask.numel() == 0 or mask.max() <= 0:
@@ -149,12 +150,12 @@ def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
         )
     if mask.shape[1:] != (height, width):
         raise ValueError(
-            f"the mask is {mask.shape[2]}x{mask.shape[1]}, but the picture is {width}x{height}; give the mask of this "
-            "very picture."
+            f"the mask is {mask.shape[2]}x{mask.shape[1]}, but the picture is {width}x{height}; link the mask of this "
+            "picture."
         )
     return mask.clamp(0, 1)
 
 
 def _finite(values: Tensor) -> bool:
-    """By the smallest and the largest value, which are NaN where any is: a large picture takes no memory for it."""
+    """Whether all values are finite, by the smallest and largest, which are NaN if any is: this needs no memory."""
     return all(bool(extreme.isfinite()) for extreme in values.aminmax())

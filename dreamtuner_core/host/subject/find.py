@@ -19,7 +19,7 @@ from ...ranges import check_choice, check_number
 WEIGHTS = Path(__file__).parents[2] / "weights" / "u2netp.safetensors"
 KEEP = ("all", "largest")
 MOST_GROWTH = 256  # pixels
-MANY = 0.98  # of a picture: there is nothing to tell the subject from
+MANY = 0.98  # share of a picture: above it, there is no background
 PREVIEW = 512  # pixels of its height
 MEMORY = 300 * 2**20  # bytes for one image, without the weights
 
