@@ -44,7 +44,10 @@ class ReferenceTokens:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Plain multi-head attention by torch's own kernels; the default `Attention`."""
+    """Plain multi-head attention by torch's own kernels, the default `Attention`.
+
+    q: [B, N, C]; k, v: [B, M, C]; result [B, N, C].
+    """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 

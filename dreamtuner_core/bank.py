@@ -73,7 +73,7 @@ class ReferenceBank:
                 del entries[key]
 
     def get(self, latent: Tensor, key: Hashable, device: torch.device) -> Features | None:
-        """The features of that latent and key on that device, or None."""
+        """The features of that latent [1, C, h, w] and key, on that device, or None."""
         entry = self._by_latent.get(latent, {}).get(key)
         if entry is None:
             return None
@@ -83,7 +83,7 @@ class ReferenceBank:
         return {layer: kept.to(device) for layer, kept in entry.features.items()}
 
     def put(self, latent: Tensor, key: Hashable, features: Features, device: torch.device) -> None:
-        """Keep the features on that device."""
+        """Cache the features of that latent [1, C, h, w] and key, on that device."""
         entry = _Entry(features, device, self._run)
         entry.move(device)
         self._by_latent.setdefault(latent, {})[key] = entry

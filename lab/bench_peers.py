@@ -28,6 +28,7 @@ class ReferenceOnly:
         self.patcher.set_model_attn1_patch(self._read)
 
     def start(self, latent: Tensor) -> Tensor:
+        """The batch to sample: the reference, then the latents [B, C, h, w]."""
         joined = torch.cat([self.reference, latent])
         self.pictures = len(joined)
         return joined
@@ -57,6 +58,7 @@ class TwoPasses:
             self.patcher.set_model_attn1_replace(self._with_fidelity, *layer)
 
     def start(self, latent: Tensor) -> Tensor:
+        """The batch to sample: the latents [B, C, h, w]."""
         return latent
 
     def _two_passes(self, apply_model: Callable[..., Tensor], call: dict[str, Any]) -> Tensor:

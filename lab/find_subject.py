@@ -26,13 +26,16 @@ def pictures(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def overlap(one: Tensor, other: Tensor) -> float:
-    """Intersection over union of two masks."""
+    """Intersection over union of two masks [1, H, W]."""
     a, b = one > 0.5, other > 0.5
     return float((a & b).sum() / (a | b).sum())
 
 
 def mended(core: ModuleType, picture: Tensor, mask: Tensor, image: Tensor, image_mask: Tensor) -> Tensor:
-    """A framed picture as `light: auto` leaves it; the very same tensor where nothing is wrong with it."""
+    """A framed picture [1, h, w, 3] as `light: auto` corrects it; the same tensor if it needs no correction.
+
+    mask: of the picture, [1, h, w]; image and image_mask: unframed, [1, H, W, 3] and [1, H, W].
+    """
     of = core.picture.light
     pixels = of.subject_pixels(picture, mask)
     light = of.measured(pixels, of.scene_pixels(image, image_mask, pixels))
@@ -40,7 +43,7 @@ def mended(core: ModuleType, picture: Tensor, mask: Tensor, image: Tensor, image
 
 
 def regained(core: ModuleType, image: Tensor, mask: Tensor, light: Tensor) -> float:
-    """Share of what this light takes from the subject that `light: auto` gives back, by the mean difference."""
+    """Share of the light's effect on the subject that `light: auto` removes, by the mean difference. light: [3]."""
     good, framed_mask = core.subject.frame(image, mask, FRAMED)
     dark, _ = core.subject.frame(image * light, mask, FRAMED)
     inside = framed_mask[0] > core.picture.light.INSIDE

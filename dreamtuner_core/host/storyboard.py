@@ -51,13 +51,14 @@ class KeptLatents:
         self._kept: OrderedDict[Any, tuple[Tensor, Any]] = OrderedDict()
 
     def get(self, key: Any) -> Tensor | None:
+        """The latent [1, C, h, w] of that key, or None."""
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
     def put(self, key: Any, latent: Tensor, alive: Any) -> None:
-        """Add a latent. alive: the object whose id is in the key, held so that no other object gets that id."""
+        """Add a latent [1, C, h, w]. alive: the object whose id is in the key, held so that no other gets that id."""
         self._kept[key] = latent, alive
         while sum(kept.nbytes for kept, _ in self._kept.values()) > self.limit:
             self._kept.popitem(last=False)
@@ -190,7 +191,7 @@ class Progress:
         say(f"line {self.line + 1} of {self.lines}, step {done} of {self.steps}", self.node_id)
 
     def callback(self, step: int, x0: Tensor, x: Tensor, steps: int) -> None:
-        """The host's sampler calls it after each step."""
+        """The sampler's callback after each step. x0: the predicted latent [1, C, h, w]."""
         preview = self.previewer.decode_latent_to_preview_image("JPEG", x0) if self.previewer else None
         self.step(step + 1, preview)
 

@@ -22,7 +22,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Conv(nn.Conv2d):
-    """3x3 convolution and ReLU, the size kept."""
+    """3x3 convolution and ReLU: [B, inputs, H, W] -> [B, outputs, H, W]."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int = 1) -> None:
         super().__init__(inputs, outputs, 3, padding=dilation, dilation=dilation)
@@ -54,7 +54,7 @@ class ResidualU(nn.Module):
 
 
 class DilatedU(nn.Module):
-    """RSU-4F: the same with dilations instead of downsampling."""
+    """RSU-4F: ResidualU with dilations instead of downsampling. [B, inputs, H, W] -> [B, WIDTH, H, W]."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -108,6 +108,7 @@ def normalised(image: Tensor) -> Tensor:
 
 
 def half(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C, H/2, W/2], rounded up."""
     return F.max_pool2d(x, 2, ceil_mode=True)
 
 

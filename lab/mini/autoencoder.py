@@ -15,16 +15,22 @@ FULL_WIDTH = 64
 
 
 class Clamp(nn.Module):
+    """Limits latents smoothly to -3..3, any shape."""
+
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(z / 3) * 3
 
 
 class Upsample(nn.Module):
+    """[B, C, h, w] -> [B, C, 2h, 2w]."""
+
     def forward(self, x: Tensor) -> Tensor:
         return upsampled(x)
 
 
 class Block(nn.Module):
+    """[B, width, h, w] -> the same shape."""
+
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Sequential(conv(width, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width))

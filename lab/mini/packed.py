@@ -64,23 +64,25 @@ def unpack(tensors: Tensors, copied: Tensors | None = None) -> Tensors:
 
 
 def quantised(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Integers in -most..most that approximate x, and the scale of each row."""
+    """Integers in -most..most that approximate x [N, ...], and the scale of each row, [N]."""
     scale = x.flatten(1).abs().amax(1).clamp(min=1e-8) / most
     return (x.flatten(1) / scale[:, None]).round().to(torch.int8).view(x.shape), scale
 
 
 def scaled(numbers: Tensor, scale: Tensor) -> Tensor:
+    """The inverse of `quantised`: numbers [N, ...] times scale [N]."""
     return (numbers.flatten(1) * scale[:, None]).view(numbers.shape)
 
 
 def without_padding(x: Tensor) -> Tensor:
-    """The smallest corner of x with all its nonzero numbers, at least one row and column."""
+    """The smallest corner of x [N, M, ...] with all its nonzero numbers, at least one row and column."""
     filled = [x.abs().movedim(dim, 0).flatten(1).amax(1).nonzero().flatten() for dim in range(2)]
     rows, columns = (int(found[-1]) + 1 if len(found) else 1 for found in filled)
     return x[:rows, :columns].contiguous()
 
 
 def unet_of(base: Tensors) -> Tensors:
+    """The U-Net's tensors of a checkpoint, by the U-Net's own names."""
     return {name.removeprefix(UNET): x for name, x in base.items() if name.startswith(UNET)}
 
 

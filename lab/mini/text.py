@@ -60,6 +60,8 @@ def load_vocabulary(captions: list[str], path: Path = VOCABULARY) -> Vocabulary:
 
 
 class SelfAttention(nn.Module):
+    """Causal self-attention: [B, 77, width] -> [B, 77, width]."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -75,6 +77,8 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """[B, 77, width] -> [B, 77, width]."""
+
     def __init__(self, width: int):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -85,6 +89,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """[B, 77, width] -> [B, 77, width]."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.layer_norm1, self.self_attn = nn.LayerNorm(width), SelfAttention(width, heads)
@@ -96,6 +102,8 @@ class Layer(nn.Module):
 
 
 class Embeddings(nn.Module):
+    """Row numbers [B, 77] -> [B, 77, width]."""
+
     def __init__(self, rows: int, width: int):
         super().__init__()
         self.token_embedding = nn.Embedding(rows, width)

@@ -33,24 +33,24 @@ def draw_crops(pictures: np.ndarray, batch: int, crop: int, generator: torch.Gen
 
 
 def edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences of neighbouring pixels, across and down."""
+    """Differences of neighbouring pixels of [B, C, H, W], across and down."""
     return pictures.diff(dim=3), pictures.diff(dim=2)
 
 
 def reconstruction_loss(restored: Tensor, pictures: Tensor) -> Tensor:
-    """L1 + MSE, and L1 on edges, which keeps outlines sharp."""
+    """L1 + MSE, and L1 on edges, which keeps outlines sharp; restored and pictures: [B, 3, H, W]."""
     loss = F.l1_loss(restored, pictures) + F.mse_loss(restored, pictures)
     return loss + 0.5 * sum(F.l1_loss(a, b) for a, b in zip(edges(restored), edges(pictures)))
 
 
 def unit_variance_loss(latents: Tensor) -> Tensor:
-    """Pulls each latent channel to mean 0 and standard deviation 1."""
+    """Pulls each channel of latents [B, C, h, w] to mean 0 and standard deviation 1."""
     std, mean = torch.std_mean(latents, dim=(0, 2, 3))
     return (mean.square() + std.log().square()).mean()
 
 
 def losses(model: Autoencoder, crops: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The training loss, and the mean squared error of the restored crops."""
+    """The training loss, and the mean squared error of the restored crops [B, 3, H, W]. noise: [B, 16, H/8, W/8]."""
     with torch.autocast(crops.device.type, torch.bfloat16):
         latents, restored = model(crops, LATENT_NOISE * noise)
     latents, restored = latents.float(), restored.float()

@@ -83,7 +83,10 @@ def load_data(folder: Path, silhouettes: bool) -> dict[str, dict[str, Tensor]]:
 
 
 def draw_batch(data: dict[str, Tensor], batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Latents, token rows (some captions emptied, some words unknown), timesteps and noise."""
+    """Latents and noise [batch, 16, h, w], timesteps [batch], and token rows [batch, 77].
+
+    Some captions are empty, some words are unknown.
+    """
     picks = torch.randint(len(data["latents"]), (batch,), generator=generator)
     tokens = data["rows"][data["captions"][picks]].clone()
     start, end = tokens[0, 0], tokens[0, -1]
@@ -102,6 +105,7 @@ def draw_batch(data: dict[str, Tensor], batch: int, generator: torch.Generator) 
 
 
 def v_loss(predict: Callable[..., Tensor], batch: dict[str, Tensor], alpha_bars: Tensor) -> Tensor:
+    """The mean weighted v-loss of a batch of `draw_batch`, a scalar. alpha_bars: [1000]."""
     alpha_bar = alpha_bars[batch["t"]]
     x, v = noised_and_target(batch["latents"], batch["noise"], alpha_bar)
     with torch.autocast(x.device.type, torch.bfloat16):

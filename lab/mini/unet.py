@@ -70,6 +70,8 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
+    """[B, N, n_in] -> [B, N, n_out]."""
+
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
         self.proj = nn.Linear(n_in, 2 * n_out)
@@ -80,6 +82,8 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """[B, N, width] -> [B, N, width]."""
+
     def __init__(self, width: int):
         super().__init__()
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(0), nn.Linear(4 * width, width))
@@ -89,6 +93,8 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
+    """x [B, N, width], context [B, M, context_width] -> [B, N, width]."""
+
     def __init__(self, width: int, context_width: int, head_channels: int):
         super().__init__()
         self.attn1 = Attention(width, width, head_channels)
@@ -104,6 +110,8 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
+    """h [B, width, H, W], context [B, M, context_width] -> [B, width, H, W]."""
+
     def __init__(self, width: int, context_width: int, head_channels: int):
         super().__init__()
         self.norm = nn.GroupNorm(32, width, eps=1e-6)
@@ -121,11 +129,16 @@ class SpatialTransformer(nn.Module):
 
 
 def upsampled(x: Tensor) -> Tensor:
-    """Each pixel four times, without F.interpolate, whose backward pass torch 2.13 compiles wrongly (compiled.py)."""
+    """[B, C, H, W] -> [B, C, 2H, 2W], each pixel four times.
+
+    Without F.interpolate, whose backward pass torch 2.13 compiles wrongly (compiled.py).
+    """
     return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 class Downsample(nn.Module):
+    """[B, width, H, W] -> [B, width, H/2, W/2]."""
+
     def __init__(self, width: int):
         super().__init__()
         self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
@@ -135,6 +148,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """[B, width, H, W] -> [B, width, 2H, 2W]."""
+
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
@@ -144,6 +159,8 @@ class Upsample(nn.Module):
 
 
 class FirstConv(nn.Conv2d):
+    """The first convolution, with the arguments of the other blocks."""
+
     def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         return super().forward(h)
 

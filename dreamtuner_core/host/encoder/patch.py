@@ -71,7 +71,7 @@ class EncoderAtWork:
         return wanted or self.encoding.without is not None
 
     def keys_values(self, layer: Layer, wanted: bool, like: Tensor) -> KeysValues:
-        """Keys and values of the subject, or of "no image", with the device and type of `like`."""
+        """Keys and values [1, T, C] of the subject, or of "no image", with the device and type of `like`."""
         self.was_read = True
         key = (layer, wanted, like.dtype)
         if key not in self._kept:

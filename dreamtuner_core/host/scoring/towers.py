@@ -37,6 +37,7 @@ class HostTower:
         return "CLIP" if isinstance(self.clip_vision.model, CLIPVisionModelProjection) else "DINOv2"
 
     def picture(self, picture: Tensor) -> Tensor:
+        """See Tower. Raises ValueError, in one sentence, for an embedding that is not finite."""
         found = self.clip_vision.encode_image(picture)["image_embeds"]
         if found is None or not torch.isfinite(found).all():
             raise ValueError(
@@ -46,6 +47,7 @@ class HostTower:
         return found[0].float()
 
     def text(self, text: str) -> Tensor:
+        """See Tower. Raises ValueError, in one sentence, if the CLIP is not the pair of the image tower."""
         clip, size = self.clip, _projection_size(self.clip)
         tower = getattr(getattr(self.clip_vision.model, "visual_projection", None), "out_features", 0)
         if clip is None or tower != size:

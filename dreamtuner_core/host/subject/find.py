@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 
 def find_and_show(image: Tensor, threshold: float, grow: int, keep: str) -> Found:
-    """find_subject with a preview. Raises ValueError, in one sentence, if nothing stands out."""
+    """find_subject of image [B, H, W, 3] with a preview. Raises ValueError, in one sentence, if nothing stands out."""
     check_number("threshold", threshold, 0.0, 1.0)
     check_number("grow", grow, -MOST_GROWTH, MOST_GROWTH, whole=True)
     check_choice("keep", keep, KEEP)

@@ -35,7 +35,7 @@ class KeptFeatures(comfy.model_patcher.ModelPatcher):
             kept.model.begin_run()
 
     def keep(self, latent: Tensor, key: Hashable, features: Features, reserve: float) -> bool:
-        """Store the features of that latent and key on the first device with room for them. Returns whether it did.
+        """Cache the features of that latent [1, C, h, w] and key on the first device with room. Returns whether it did.
 
         reserve: bytes to leave free.
         """
