@@ -46,20 +46,23 @@ def _one_channel(square: Square, resolution: int, mask: Tensor, channel: Tensor 
     left, right = max(0, square.left), min(width, square.left + square.side)
     beside = (left - square.left, square.left + square.side - right)
     ground = 0.0 if channel is None else 1.0  # beyond the picture's border
-    strips = []
+    across = torch.empty(bottom - top, resolution)  # kept apart from what is made for each strip and freed after it
     for start in range(top, bottom, ROWS):
         rows = slice(start, min(start + ROWS, bottom)), slice(left, right)
         seen = strip = mask[rows]
         if channel is not None:
             strip = channel[rows].clamp(0, 1) * seen + (1 - seen)
-        strips.append(_resize(F.pad(strip, beside, value=ground)[None, None], (len(strip), resolution))[0, 0])
+        strip = F.pad(strip, beside, value=ground)[None, None]
+        across[start - top : rows[0].stop - top] = _resize(strip, (strip.shape[2], resolution))[0, 0]
     beyond = _resize(torch.full((1, 1, 1, square.side), ground), (1, resolution))[0, 0]  # rounded as the rows within
     above, below = top - square.top, square.top + square.side - bottom
-    columns = []
-    for within, empty in zip(torch.cat(strips).split(COLUMNS, dim=1), beyond.split(COLUMNS, dim=1)):
-        whole = torch.cat([empty.expand(above, -1), within, empty.expand(below, -1)])  # [side, COLUMNS]
-        columns.append(_resize(whole[None, None], (resolution, whole.shape[1]))[0, 0])
-    return torch.cat(columns, dim=1).clamp(0, 1)
+    made = torch.empty(resolution, resolution)
+    for start in range(0, resolution, COLUMNS):
+        columns = slice(start, start + COLUMNS)
+        empty = beyond[:, columns]
+        whole = torch.cat([empty.expand(above, -1), across[:, columns], empty.expand(below, -1)])  # [side, COLUMNS]
+        made[:, columns] = _resize(whole[None, None], (resolution, whole.shape[1]))[0, 0]
+    return made.clamp(0, 1)
 
 
 def _resize(plane: Tensor, size: tuple[int, int]) -> Tensor:

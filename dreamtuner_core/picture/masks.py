@@ -33,6 +33,8 @@ def what_is_marked(mask: Tensor, image: Tensor | None = None, find: Callable[[],
         if within != beside:
             return "subject" if beside else "background"
     white = mask[0] > 0.5
+    if not white.any() and mask.min() > PRESENT:  # a picture that is a little transparent all over
+        return "background"
     corners, middle = _white_corners(mask[0]), _middle(white)
     if (corners == 0 and (middle or not _at_border(white))) or (corners == 1 and middle):
         return "subject"

@@ -278,7 +278,7 @@ class Peak:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's size is read from /proc")
-@pytest.mark.parametrize(("height", "width"), [(3000, 4000), (100, 6000), (60, 16000)])
+@pytest.mark.parametrize(("height", "width"), [(3000, 4000), (100, 6000), (60, 16000), (16000, 60)])
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_large_picture_takes_little_memory(height: int, width: int, masked: bool) -> None:
     told(picture(), mask=mask())  # what the first run loads is not counted

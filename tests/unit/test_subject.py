@@ -133,6 +133,7 @@ def centred_mask() -> Tensor:
         (centred_mask(), "background", True),
         (picture_of(40, 60, (10, 40, 15, 45))[1], "auto", False),  # touches one border
         (1 - picture_of(40, 60, (10, 40, 15, 45))[1], "auto", True),
+        (torch.full((1, 40, 60), 0.2), "auto", True),  # a picture that is a little transparent all over
     ],
 )
 def test_one_is_the_subject(mask: Tensor, marks: str, inverted: bool) -> None:
