@@ -45,7 +45,7 @@ def rights_inputs(multiline: bool = True) -> list[io.Input]:
             tooltip="What they agreed to, in plain words.",
         ),
         io.String.Input(
-            "until", default="", optional=True, tooltip="The last day of these uses, as 2030-12-31; empty is no end."
+            "until", default="", optional=True, tooltip="The last day of these uses, as 2030-12-31; empty means no end."
         ),
     ]
 

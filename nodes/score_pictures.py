@@ -53,7 +53,12 @@ class ScorePictures(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="That checkpoint's VAE."),
                 io.Int.Input(
-                    "keep", default=1, min=1, max=MOST_KEPT, optional=True, tooltip="How many pictures best has."
+                    "keep",
+                    default=1,
+                    min=1,
+                    max=MOST_KEPT,
+                    optional=True,
+                    tooltip="How many pictures to output as best.",
                 ),
                 _threshold(
                     "min_likeness",
