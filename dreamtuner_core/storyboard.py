@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .ranges import check_choice, check_number
-from .texts import checked_text, shown
+from .texts import LONGEST_TEXT, checked_text, shown
 
 MOST_LINES = 64
 MOST_WEIGHT = 100.0
 MOST_STEPS, MOST_CFG = 10_000, 100.0
 SEEDS = ("same", "counting up")
+BOM = "\ufeff"  # what some editors put at the start of a file
+COMMA, COLON = re.compile("[,\uff0c\u3001]"), re.compile(r"(?<!\d):|:(?!\d)|\uff1a")  # full width too; not of 12:30
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,21 @@ def story(prompts: str, always: str, names: str, subjects: int) -> list[Line]:
     a colon ("hero, cat: on a roof") has only those subjects, any other line has all. subjects: how many are linked.
     Raises ValueError, in one sentence, for no line, too many lines, or names that do not match.
     """
-    for what, text in (("prompts", prompts), ("always", always), ("names", names)):
+    checked_text("prompts", prompts, 2 * MOST_LINES * LONGEST_TEXT)  # each line is checked below
+    for what, text in (("always", always), ("names", names)):
         checked_text(what, text)
     known = _parts(names)
     if len(known) > subjects or len(set(known)) < len(known):
         raise ValueError(
             f"names must be at most {subjects} different names, one for each linked subject, but is '{shown(names)}'."
         )
-    texts = [line.strip() for line in prompts.splitlines() if line.strip()]
+    texts = [line.strip() for line in prompts.replace(BOM, "").splitlines() if line.strip()]
     if not texts:
         raise ValueError("prompts is blank; write one line for each picture.")
     if len(texts) > MOST_LINES:
         raise ValueError(f"expected at most {MOST_LINES} lines, but prompts has {len(texts)}; use several nodes.")
+    for i, text in enumerate(texts, 1):
+        checked_text(f"line {i}", text)
     return [_line(i, text, always.strip(), known, subjects) for i, text in enumerate(texts, 1)]
 
 
@@ -85,12 +91,12 @@ def previous_of(lines: Sequence[Line], i: int) -> list[int]:
 
 def _line(number: int, text: str, always: str, known: list[str], subjects: int) -> Line:
     who = tuple(range(subjects))
-    before, colon, after = text.partition(":")
-    if colon and known:
+    before, *after = COLON.split(text, maxsplit=1)
+    if after and known:
         called = _parts(before)
         unknown = [name for name in called if name not in known]
         if called and not unknown:
-            who, text = tuple(sorted({known.index(name) for name in called})), after.strip()
+            who, text = tuple(sorted({known.index(name) for name in called})), after[0].strip()
         elif all(len(name.split()) == 1 for name in called):
             raise ValueError(
                 f"line {number} begins with '{shown(before)}:', but the names are {shown(', '.join(known))}; use only "
@@ -102,4 +108,4 @@ def _line(number: int, text: str, always: str, known: list[str], subjects: int) 
 
 
 def _parts(names: str) -> list[str]:
-    return [name.strip().lower() for name in names.split(",") if name.strip()]
+    return [" ".join(name.lower().split()) for name in COMMA.split(names) if name.strip()]

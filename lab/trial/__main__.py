@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 from lab.host import HOME, say
@@ -14,6 +15,7 @@ def main(argv: Sequence[str]) -> int:
         from lab.client import ComfyError  # after --help, which needs no environment
 
         try:
+            from dreamtuner_core.files import write_whole
             from lab.trial.page import written
             from lab.trial.studio import Studio
 
@@ -22,9 +24,13 @@ def main(argv: Sequence[str]) -> int:
             say(f"the trial stopped: {error}")
             return 1
         page.out.parent.mkdir(parents=True, exist_ok=True)
-        page.out.write_text(written(plan, page, record), encoding="utf-8")
+        text = written(plan, page, record)
+        write_whole(page.out, lambda path: path.write_text(text, encoding="utf-8"))
     except (ValueError, OSError) as error:
-        say(f"the trial cannot run: {error}")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            say("the trial stopped because the disk is full; make room and run the same line again, it goes on.")
+        else:
+            say(f"the trial cannot run: {error}")
         return 1
     print(page.out)
     return 0

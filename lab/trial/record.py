@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dreamtuner_core.files import write_whole
+
 
 @dataclass
 class Shot:
@@ -48,9 +50,8 @@ class Record:
 
     def write(self) -> None:
         content = {name: value for name, value in asdict(self).items() if name != "folder"}
-        part = self.folder / "record.part"
-        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        part.replace(self.folder / "record.json")
+        text = json.dumps(content, indent=1)
+        write_whole(self.folder / "record.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     def of(self, way: str, prompt: int | None = None) -> list[Shot]:
         return [s for s in self.shots if s.way == way and prompt in (None, s.prompt)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from dreamtuner_core.files import write_whole
 from dreamtuner_core.lock import locked
 from lab import workflow
 from lab.demo import FAMILY, S_S_A
@@ -89,7 +93,7 @@ class Studio:
         graph["save"] = _node("DreamTunerSaveSubject", subject=_combined(graph, subjects), name=SUBJECT, **rights)
         result = server.queue(graph)
         for i in range(len(subjects)):
-            server.images(result, f"seen{i}")[0].save(self.folder / f"seen{i}.png")
+            self._keep(server.images(result, f"seen{i}")[0], f"seen{i}.png")
 
     def _tune(self, server: ComfyServer) -> None:
         if (self.folder / "host" / "models" / "loras" / f"{TUNED}.safetensors").is_file():
@@ -101,7 +105,7 @@ class Studio:
         begun = time.monotonic()
         result = server.queue(graph, _counted("tuning"), LONGEST)
         self.record.tuning = time.monotonic() - begun
-        server.images(result, "report")[0].save(self.folder / "tuning.png")
+        self._keep(server.images(result, "report")[0], "tuning.png")
         self.record.write()
 
     def _draw(self, server: ComfyServer) -> None:
@@ -111,7 +115,7 @@ class Studio:
             begun = time.monotonic()
             result = server.queue(graph, timeout=LONGEST)
             seconds, file = time.monotonic() - begun, f"{way}_{prompt + 1}_{seed}.png"
-            server.images(result, workflow.node_id(graph, "Save Image"))[0].save(self.folder / file)
+            self._keep(server.images(result, workflow.node_id(graph, "Save Image"))[0], file)
             self.record.shots.append(Shot(way, prompt, seed, file, seconds, way not in started))
             started.add(way)
             self._look_at_memory(server)
@@ -140,6 +144,9 @@ class Studio:
             for figures in scores["pictures"]:
                 shots[figures["picture"] - 1].score = figures
             self.record.write()
+
+    def _keep(self, picture: Image.Image, file: str) -> None:
+        write_whole(self.folder / file, lambda path: picture.save(path, "PNG"))
 
     # --- graphs ------------------------------------------------------------------------------------------------------
 
@@ -178,7 +185,9 @@ class Studio:
 
     def _prompt(self, way: str, prompt: int) -> str:
         text, word = self.plan.prompts[prompt], self.plan.class_word
-        return text.replace(word, f"{word} embedding:{TUNED}") if way == "tuned" else text
+        if way != "tuned":
+            return text
+        return re.sub(rf"\b{re.escape(word)}\b", rf"\g<0> embedding:{TUNED}", text, flags=re.IGNORECASE)
 
     def _look_at_memory(self, server: ComfyServer) -> None:
         stats = server.get_json("/system_stats")["devices"][0]
@@ -225,8 +234,6 @@ def _reached(graph: Graph) -> Graph:
 
 
 def _cut_out(path: str) -> bool:
-    from PIL import Image
-
     with Image.open(path) as picture:
         return "A" in picture.getbands() and min(picture.getchannel("A").tobytes()) < 255
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html.parser
 import json
 import re
@@ -13,9 +14,11 @@ import pytest
 from PIL import Image
 
 from lab.trial import figures
+from lab.trial.__main__ import main
 from lab.trial.page import written
 from lab.trial.plan import Page, Plan, parse
 from lab.trial.record import Record, Shot
+from lab.trial.studio import TUNED, Studio
 
 HERE = Path(__file__).resolve().parents[2] / "lab" / "trial"
 PROMPTS = "a teapot on a table\n\n  a blue teapot in the snow \n"
@@ -157,6 +160,45 @@ def test_a_record_goes_on(files: list[str], tmp_path: Path) -> None:
     assert len(Record.read(tmp_path).shots) == len(made.shots) - 1  # drawn again
     (tmp_path / "record.json").write_text("{half", encoding="utf-8")
     assert Record.read(tmp_path) == Record(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever file is the one that has no room: one sentence, and the next run goes on."""
+    plan = parse(files)[0]
+    folder, out = tmp_path / "trial", tmp_path / "out.html"
+    studio = Studio(plan, folder)
+    studio.record = record(plan, folder)
+    studio.record.write()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shot = Image.effect_noise((300, 300), 90).convert("RGB")
+    monkeypatch.setattr(Path, "write_text", lambda self, text, **_: full(self, text.encode()))
+    monkeypatch.setattr(Image.Image, "save", lambda self, path, *_: full(path, self.tobytes()))
+    for write in (studio.record.write, lambda: studio._keep(shot, "after_0.png")):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    monkeypatch.setattr(Studio, "run", lambda self: studio.record)
+    monkeypatch.setattr("lab.trial.page.written", lambda *_: "x" * 4096)
+    assert main([*files, "--minutes-by-hand", "9", "--out", str(out)]) == 1
+    assert "because the disk is full; make room and run the same line again" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not out.exists()
+    assert Record.read(folder) == studio.record
+
+
+def full(path: Path, content: bytes) -> None:
+    path.write_bytes(content[: len(content) // 2])
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_learned_word_is_named_wherever_the_class_is(files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A Teapot, blue\na teapot of teapots, teapot\n", encoding="utf-8")
+    studio = Studio(parse([*files, "--tune", "3"])[0], tmp_path / "trial")
+    word = f"embedding:{TUNED}"
+    assert studio._prompt("tuned", 0) == f"A Teapot {word}, blue"
+    assert studio._prompt("tuned", 1) == f"a teapot {word} of teapots, teapot {word}"
+    assert studio._prompt("after", 0) == "A Teapot, blue"
 
 
 class Reader(html.parser.HTMLParser):

@@ -22,10 +22,20 @@ def test_blank_lines_are_passed_over_and_always_is_joined() -> None:
         ("Cat : asleep", "asleep", (CAT,)),
         ("cat, hero: on a roof: at night", "on a roof: at night", (HERO, CAT)),
         ("the next morning: a street", "the next morning: a street", (HERO, CAT)),
+        ("12:30 on the clock tower", "12:30 on the clock tower", (HERO, CAT)),
+        ("hero: at 12:30", "at 12:30", (HERO,)),
+        ("hero:2 cups", "2 cups", (HERO,)),
+        ("\ufeffhero: in the rain\r", "in the rain", (HERO,)),
+        ("hero\uff1a\u5c4b\u6839", "\u5c4b\u6839", (HERO,)),
+        ("cat\u3001hero\uff1aon a roof", "on a roof", (HERO, CAT)),
     ],
 )
 def test_a_line_says_who_is_in_it(line: str, text: str, who: tuple[int, ...]) -> None:
     assert story(line, "", "hero, cat", 2) == [Line(text, who)]
+
+
+def test_a_name_may_have_spaces() -> None:
+    assert story("the  old  man: in the rain", "", " The old man , cat", 2) == [Line("in the rain", (HERO,))]
 
 
 def test_without_names_a_colon_is_text() -> None:
@@ -41,6 +51,7 @@ def test_without_names_a_colon_is_text() -> None:
         ("a\nhreo: runs", "hero, cat", "line 2 begins with 'hreo:'"),
         ("hero, dog: runs", "hero, cat", "line 1 begins with 'hero, dog:'"),
         ("hero:", "hero, cat", "line 1 has names but no text"),
+        ("a\n" + "b" * 5000, "", "line 2 must have at most 4000 characters, but has 5000"),
         ("a", "hero, cat, dog", "names must be at most 2 different names"),
         ("a", "cat, cat", "names must be at most 2 different names"),
     ],
@@ -52,7 +63,7 @@ def test_bad_stories_are_refused_in_a_sentence(prompts: str, names: str, sentenc
 
 
 def test_most_lines_are_taken() -> None:
-    assert len(story("x\n" * MOST_LINES, "", "", 1)) == MOST_LINES
+    assert len(story(f"{'x' * 200}\n\r\n" * MOST_LINES, "", "", 1)) == MOST_LINES
 
 
 def test_one_subject_looks_at_the_picture_before() -> None:
