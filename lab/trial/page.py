@@ -159,13 +159,14 @@ class Writer:
     def _all(self) -> str:
         rows = []
         for number, text in enumerate(self.plan.prompts):
-            rows.append(f"<h3>{html.escape(text)}</h3>")
+            ways = []
             for name in self.ways:
                 shots = sorted(self.record.of(name, number), key=lambda s: s.seed)
                 drawn = "".join(
                     self._shot(shot, judged=name != "before" or bool(self.plan.min_likeness)) for shot in shots
                 )
-                rows.append(f"<div class=row><p>{self.say(name)}</p><div class=shots>{drawn}</div></div>")
+                ways.append(f"<div class=row><p>{self.say(name)}</p><div class=shots>{drawn}</div></div>")
+            rows.append(f"<div class=prompt><h3>{html.escape(text)}</h3>{''.join(ways)}</div>")
         return "".join(rows)
 
     def _check(self) -> str:

@@ -178,6 +178,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     for write in (studio.record.write, lambda: studio._keep(shot, "after_0.png")):
         with pytest.raises(OSError, match="No space left"):
             write()
+    monkeypatch.setattr("lab.trial.__main__.HOME", tmp_path)
     monkeypatch.setattr(Studio, "run", lambda self: studio.record)
     monkeypatch.setattr("lab.trial.page.written", lambda *_: "x" * 4096)
     assert main([*files, "--minutes-by-hand", "9", "--out", str(out)]) == 1
