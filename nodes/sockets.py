@@ -16,6 +16,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamtuner_core.host.encoder.load import LoadedEncoder
+from ..dreamtuner_core.picture.checked import all_finite
 from ..dreamtuner_core.subject import Subject
 from ..dreamtuner_core.texts import shown
 from ..dreamtuner_core.tuned_subject import TunedSubject
@@ -44,7 +45,15 @@ def _texts(value: Any) -> bool:
 
 def _latent(value: Any) -> bool:
     samples: Any = value.get("samples") if isinstance(value, dict) else None
-    return _numbers(samples, 4) and samples.ndim == 4 and samples.numel() > 0
+    if not (_numbers(samples, 4) and samples.ndim == 4 and samples.numel() > 0):
+        return False
+    mask, of_batch = value.get("noise_mask"), value.get("batch_index")
+    return (
+        samples.is_floating_point()
+        and all_finite(samples)
+        and (mask is None or (_numbers(mask, 2) and mask.numel() > 0))
+        and (of_batch is None or (isinstance(of_batch, list) and all(type(i) is int and i >= 0 for i in of_batch)))
+    )
 
 
 KINDS = {
@@ -54,7 +63,7 @@ KINDS = {
     "CLIP_VISION": Kind("an image tower (CLIP_VISION)", lambda value: hasattr(value, "model")),
     "IMAGE": Kind("pictures (IMAGE)", lambda value: _numbers(value, 0)),
     "MASK": Kind("a mask of rows and columns (MASK)", lambda value: _numbers(value, 2)),
-    "LATENT": Kind("a latent", _latent),
+    "LATENT": Kind("the latent of pictures", _latent),
     "CONDITIONING": Kind("an encoded text (CONDITIONING)", _texts),
     "DREAMTUNER_SUBJECT": Kind(
         "the output of Encode Subject Image or Load Subject", lambda value: isinstance(value, Subject)
@@ -98,6 +107,8 @@ def _check(schema: io.Schema, given: Mapping[str, Any]) -> None:
 def _described(value: Any) -> str:
     if value is None:
         return "nothing"
+    if isinstance(value, dict) and isinstance(value.get("samples"), Tensor):
+        return f"a latent of {_described(value['samples'])}, or with other odd parts"
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {shown(tuple(value.shape))}".replace("torch.", "")
     if isinstance(value, str):

@@ -91,6 +91,12 @@ class Storyboard:
         check_choice("scheduler", self.config.scheduler, comfy.samplers.SCHEDULER_NAMES)
         if (batch := self.latent["samples"].shape[0]) != 1:
             raise ValueError(f"expected one latent, but got a batch of {batch}; each line is one picture.")
+        empty = comfy.sample.fix_empty_latent_channels(self.model, self.latent["samples"])
+        if (channels := empty.shape[1]) != (expected := self.model.model.latent_format.latent_channels):
+            raise ValueError(
+                f"the latent has {channels} channels, but this model works on {expected}; encode it with the "
+                "checkpoint's own VAE."
+            )
         check_text(self.model, "negative", self.negative)
         tell_rights_of_run(self.subjects)  # also for lines from the cache
         kept, progress = _kept.setdefault(self.model, KeptLatents()), Progress(self, node_id)

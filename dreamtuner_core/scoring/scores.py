@@ -90,7 +90,12 @@ def faults(picture: Tensor, mask: Tensor, reference: Tensor, reference_mask: Ten
 
 
 def grain(picture: Tensor) -> float:
-    """Correlation of neighbouring cells of a picture [H, W, 3], along the better axis: near 0 in noise."""
+    """Correlation of neighbouring cells of a picture [H, W, 3], along the better axis: near 0 in noise.
+
+    1 for a picture of a single row or column of cells, which is too small to tell.
+    """
+    if min(picture.shape[:2]) < 2 * CELL:
+        return 1.0
     cells = F.avg_pool2d(picture.movedim(-1, 0)[None].double(), CELL)[0]  # [3, h, w]
     cells = cells - cells.mean(dim=(1, 2), keepdim=True)
     pairs = ((cells[:, 1:], cells[:, :-1]), (cells[:, :, 1:], cells[:, :, :-1]))

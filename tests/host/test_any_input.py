@@ -69,6 +69,14 @@ THINGS: dict[str, Any] = {
     "a latent of another kind": {"samples": torch.zeros(1, 16, 3, 8, 8)},
     "a latent of no size": {"samples": torch.zeros(1, 4, 0, 8)},
     "latents": {"samples": torch.zeros(2, 4, 8, 8)},
+    "a latent of other channels": {"samples": torch.ones(1, 16, 8, 8)},
+    "a latent of whole numbers": {"samples": torch.zeros(1, 4, 8, 8, dtype=torch.int64)},
+    "a latent of NaN": {"samples": torch.full((1, 4, 8, 8), float("nan"))},
+    "a latent with an odd mask": {"samples": torch.zeros(1, 4, 8, 8), "noise_mask": "x"},
+    "a latent with an odd place": {"samples": torch.zeros(1, 4, 8, 8), "batch_index": "x"},
+    "a picture of 0 to 255": 255 * torch.rand(1, 16, 8, 3),
+    "bytes of a picture": torch.full((1, 16, 16, 3), 200, dtype=torch.uint8),
+    "a picture of one pixel": torch.rand(1, 1, 1, 3),
 }
 
 

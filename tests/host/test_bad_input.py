@@ -45,9 +45,14 @@ ENCODE = {
     "several masks": (lambda: encode(picture(), mask=mask().expand(3, -1, -1)), "one mask, but got a batch of 3"),
     "NaN in the mask": (lambda: encode(picture(), mask=mask() + NAN), "the mask has NaN or infinite values"),
     "several pictures": (lambda: encode(picture().expand(2, -1, -1, -1)), "one picture, but got a batch of 2"),
-    "no picture": (lambda: encode(picture()[:0]), r"one RGB picture.* shape \(0, 48, 40, 3\)"),
-    "a picture of no size": (lambda: encode(picture()[:, :0]), r"one RGB picture.* shape \(1, 0, 40, 3\)"),
-    "one channel": (lambda: encode(picture()[..., :1]), r"one RGB picture.* shape \(1, 48, 40, 1\)"),
+    "no picture": (lambda: encode(picture()[:0]), r"RGB pictures.* shape \(0, 48, 40, 3\)"),
+    "a picture of no size": (lambda: encode(picture()[:, :0]), r"RGB pictures.* shape \(1, 0, 40, 3\)"),
+    "one channel": (lambda: encode(picture()[..., :1]), r"RGB pictures.* shape \(1, 48, 40, 1\)"),
+    "values of 0 to 255": (
+        lambda: encode(255 * picture()),
+        r"must be in 0\.\.1, .*divide them by 255",
+    ),
+    "bytes": (lambda: encode((255 * picture()).byte()), r"must be in 0\.\.1, .*divide them by 255"),
     "NaN in the picture": (lambda: encode(picture() + NAN), "the picture has NaN or infinite values"),
     "infinity in the picture": (lambda: encode(picture() / 0), "the picture has NaN or infinite values"),
     "a combined caption": (

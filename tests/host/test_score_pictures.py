@@ -191,7 +191,7 @@ def test_every_bad_input_has_a_sentence(folder: Path) -> None:
     for sentence, inputs in wrong:
         with pytest.raises(ValueError, match=f"^Score Pictures: .*{sentence}"):
             score(images, subject, **inputs)
-    with pytest.raises(ValueError, match="expected a batch of RGB pictures"):
+    with pytest.raises(ValueError, match="expected RGB pictures"):
         score(images[..., :1], subject)
     with pytest.raises(ValueError, match="NaN or infinite values"):
         score(images * float("nan"), subject)

@@ -12,6 +12,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...picture.checked import checked_pictures
 from ...scoring.gate import Gate
 from ...scoring.scores import Limits, Score, best_match, colour, cosine, faults, sharpness
 from ...subject import Subject, frame
@@ -93,7 +94,7 @@ def score_pictures(images: Tensor, subject: Subject, towers: Towers, limits: Lim
     Raises ValueError, in one sentence, if images is not a batch of pictures, or the towers cannot measure it.
     """
     towers.check(limits)
-    images = _checked(images)
+    images = checked_pictures(images)
     tower = towers.tower()
     wanted = tower.text(towers.text) if tower is not None and towers.reads_text else None
     references = [_framed_reference(picture) for picture in subject.pictures()]
@@ -169,16 +170,6 @@ def _framed_reference(subject: Subject) -> Framed:
             "the subject has no mask, and none could be found in its picture; link a mask to Encode Subject Image."
         )
     return framed
-
-
-def _checked(images: Tensor) -> Tensor:
-    if images.ndim != 4 or images.shape[-1] < 3 or images.numel() == 0:
-        raise ValueError(
-            f"expected a batch of RGB pictures, but got a tensor of shape {tuple(images.shape)}; link an IMAGE."
-        )
-    if not torch.isfinite(images).all():
-        raise ValueError("the pictures have NaN or infinite values; check the node that they come from.")
-    return images[..., :3].float().cpu().clamp(0, 1)
 
 
 def tell_figures(gate: Gate, of: Sequence[int], prompt: Any, node_id: str | None, extra_pnginfo: Any) -> None:

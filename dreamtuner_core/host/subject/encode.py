@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...picture.checked import all_finite, checked_pictures
 from ...picture.hints import hints
 from ...picture.light import measured, mended, scene_pixels, subject_pixels
 from ...picture.masks import PRESENT, without_specks
@@ -124,16 +125,13 @@ def _trained_on(caption: Any | None, encoder: LoadedEncoder | None) -> int:
 
 
 def _checked_image(image: Tensor) -> Tensor:
-    if image.ndim != 4 or image.shape[-1] < 3 or image.numel() == 0:
-        raise ValueError(f"expected one RGB picture, but got a tensor of shape {tuple(image.shape)}.")
+    pixels = checked_pictures(image)
     if image.shape[0] != 1:
         raise ValueError(
             f"expected one picture, but got a batch of {image.shape[0]}; select one of them with Image From Batch, or "
             "for several subjects use one Encode Subject Image and one Apply each."
         )
-    if not _finite(image):
-        raise ValueError("the picture has NaN or infinite values; check the node that it comes from.")
-    return image[..., :3].float().cpu()
+    return pixels
 
 
 def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
@@ -141,7 +139,7 @@ def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
     height, width = image.shape[1:3]
     if mask.shape[0] != 1:
         raise ValueError(f"expected one mask, but got a batch of {mask.shape[0]}; link the mask of this picture.")
-    if mask.numel() and not _finite(mask):
+    if mask.numel() and not all_finite(mask):
         raise ValueError("the mask has NaN or infinite values; check the node that it comes from.")
     if mask.numel() == 0 or mask.max() <= 0:
         raise ValueError(
@@ -154,8 +152,3 @@ def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
             "picture."
         )
     return mask.clamp(0, 1)
-
-
-def _finite(values: Tensor) -> bool:
-    """Whether all values are finite, by the smallest and largest, which are NaN if any is: this needs no memory."""
-    return all(bool(extreme.isfinite()) for extreme in values.aminmax())

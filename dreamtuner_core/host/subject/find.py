@@ -11,6 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...picture.checked import checked_pictures
 from ...picture.find_subject import THRESHOLD, as_mask, smoothed
 from ...picture.preview import panels
 from ...picture.u2net import normalised, read_network
@@ -63,12 +64,11 @@ def find_and_show(image: Tensor, threshold: float, grow: int, keep: str) -> Foun
     check_number("threshold", threshold, 0.0, 1.0)
     check_number("grow", grow, -MOST_GROWTH, MOST_GROWTH, whole=True)
     check_choice("keep", keep, KEEP)
-    if image.ndim != 4 or image.shape[-1] < 3 or image.numel() == 0:
-        raise ValueError(f"expected RGB pictures, but got a tensor of shape {tuple(image.shape)}.")
+    image = checked_pictures(image)
     mask = find_subject(image, threshold, grow, keep)
     shares = mask.mean((1, 2))
     if empty := [i + 1 for i, share in enumerate(shares) if share == 0]:
         which = "this picture" if len(image) == 1 else f"picture {empty[0]} of {len(image)}"
         raise ValueError(f"nothing stands out in {which}; paint the subject, or lower the threshold.")
     notes = ["all_subject"] if bool((shares > MANY).any()) else []
-    return Found(mask, torch.cat(panels(image[..., :3].float().cpu(), mask, PREVIEW), dim=2), notes)
+    return Found(mask, torch.cat(panels(image, mask, PREVIEW), dim=2), notes)
