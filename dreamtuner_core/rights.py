@@ -6,7 +6,7 @@ import datetime
 from dataclasses import dataclass, field, fields, replace
 
 from .subject import Subject
-from .texts import checked_day, checked_text
+from .texts import LONGEST_TEXT, checked_day, checked_text, shown
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class Rights:
 
     def as_text(self, today: datetime.date) -> str:
         """The rights in words, one line each; empty if nothing is known."""
+        owner, uses = (shown(text, LONGEST_TEXT) for text in (self.owner, self.allowed_uses))  # of a stranger's file
         parts = [
-            self.owner and f"Owner: {self.owner}",
-            self.allowed_uses and f"Allowed: {self.allowed_uses}",
+            owner and f"Owner: {owner}",
+            uses and f"Allowed: {uses}",
             self.until and f"Until: {self.until}" + (" (this day is past)" if self.ended(today) else ""),
         ]
         return "\n".join(filter(None, parts))

@@ -24,7 +24,7 @@ from torch import Tensor
 from .files import plain_json, read_whole
 from .rights import Rights
 from .saved_subject import FIRST, LARGEST_FILE, MOST_VIEWS, SECOND, TUNING, SavedSubject, view_prefix
-from .texts import shown
+from .texts import reason, shown
 
 FORMAT, VERSION, WITH_VIEWS = "dreamtuner.subject", "1", "2"
 
@@ -55,7 +55,7 @@ def from_file(path: str | os.PathLike[str]) -> SavedSubject:
         tensors, metadata = read_whole(path)
         return _built(tensors, _plain(metadata))
     except (OSError, ValueError) as error:
-        why = str(error).rstrip(".")
+        why = reason(error) if isinstance(error, OSError) else str(error).rstrip(".")
         raise ValueError(
             f"'{name}' cannot be loaded as a subject: {why}; save the subject again with Save Subject."
         ) from error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import re
 import unicodedata
 
 LONGEST_TEXT = 4000  # characters
 LONGEST_SHOWN = 80  # characters of a stranger's text in a message
 LONGEST_NAME = 100  # bytes, as file systems count
 LAYOUT = "\t\n\r"  # the control characters that a text of several lines may have
+JOINERS = "\u200c\u200d"  # without a width, between letters
 FORBIDDEN = set('/\\<>:"|?*,()[]{}')  # characters with a meaning in a path, on Windows or in a prompt
 ENDINGS = (".safetensors", ".pt", ".bin")  # with one of these, `embedding:rex.pt` may be another file
+ABSOLUTE = re.compile(r"""(["'])(?:/|[A-Za-z]:[/\\]).*?\1|(?<![\w.])(?:/|[A-Za-z]:[/\\])\S+""")  # a path
 DEVICES = {
     "CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$",
     *(f"{port}{i}" for port in ("COM", "LPT") for i in (*range(10), "¹", "²", "³")),
@@ -21,12 +24,18 @@ def shown(value: object, longest: int = LONGEST_SHOWN) -> str:
     """Any value as one line of text that is safe to show in a terminal or on a page.
 
     Unprintable characters (control characters, lone surrogates, direction marks) become U+FFFD, runs of spaces one
-    space, and the text is cut to `longest` characters.
+    space, and the text is cut to `longest` characters. What joins letters, in Persian and emoji, stays.
     """
     text = str(value[: 4 * longest] if isinstance(value, str) else value)[: 4 * longest]
     text = " ".join(text.split())
-    text = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    text = "".join(c if c.isprintable() or c in JOINERS else "\ufffd" for c in text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def reason(error: BaseException, longest: int = LONGEST_SHOWN) -> str:
+    """Why something failed, by the system's or a library's own words, without absolute paths, safe to show."""
+    said = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return shown(ABSOLUTE.sub("...", said), longest)
 
 
 def checked_text(what: str, text: object, longest: int = LONGEST_TEXT) -> str:

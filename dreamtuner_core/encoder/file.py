@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..files import check_header, plain_json, write_whole
-from ..texts import shown
+from ..texts import reason, shown
 from .ip_adapter import IPAdapter, IPAdapterConfig, is_ip_adapter
 from .model import EncoderConfig, SubjectEncoder
 
@@ -63,7 +63,7 @@ def read(
     operations: a module with Linear, LayerNorm, ... (torch.nn, or the host's). Raises ValueError, in one sentence that
     says what the file is and what was expected, for a file that is incomplete, of an unknown kind, or holds NaN.
     """
-    name = Path(path).name
+    name = shown(Path(path).name)
     try:
         check_header(path)
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -71,7 +71,7 @@ def read(
             weights = {key: file.get_tensor(key).clone() for key in list(file.keys())}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"'{name}' is not a complete safetensors file ({shown(error)}); download or copy it again."
+            f"'{name}' is not a complete safetensors file ({reason(error)}); download or copy it again."
         ) from error
     except ValueError as error:
         raise ValueError(f"'{name}' {error}") from error

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import read_whole, write_all_whole
-from ..texts import shown
+from ..texts import reason, shown
 
 SUFFIX = ".safetensors"
 WINDOWS = {5: errno.EACCES, 32: errno.EACCES, 33: errno.EACCES, 39: errno.ENOSPC, 112: errno.ENOSPC}  # its own numbers
@@ -106,9 +106,7 @@ def _refused(files: Sequence[File], error: Exception) -> str:
         return f"{where} cannot be written; let ComfyUI write there, or end what has the file open, and queue again."
     if number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return f"{where} could not be written because the disk is full; make room and queue again."
-    absolute = r"(?<!\w)(/|[A-Za-z]:[/\\])\S+"
-    why = shown(getattr(error, "strerror", None) or re.sub(absolute, "...", str(error)))
-    return f"{where} could not be written ({why}); fix that and queue again."
+    return f"{where} could not be written ({reason(error)}); fix that and queue again."
 
 
 def place(path: Path) -> str:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 MOST_MEAN = 5  # of a picture's values: more is 0..255, and less may be a VAE or HDR that goes beyond 1
 
+
 def checked_pictures(images: Tensor) -> Tensor:
     """IMAGE [B, H, W, 3 or more] of any type -> [B, H, W, 3] in 0..1, fp32, on the CPU.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 import sys
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ else:
     import tomli as tomllib
 
 PRECISIONS = ("bf16", "fp32")
+TAR = re.compile(r"[^/\\\s'\"&=:@]+\.tar(?:\.\w+)?")  # the name of a shard in its path, address or command
 RUN_UNCHANGED = (
     *("folder", "checkpoint", "controlnet", "clip_vision", "tower", "steps", "accumulation", "gradient_checkpointing"),
     *("workers", "allow_commands", "save_every", "keep", "log_every", "sheet_every", "sheet_rows", "licence"),
@@ -108,8 +111,7 @@ class PretrainingConfig:
         settings = {name: value for name, value in asdict(self).items() if name not in RUN_UNCHANGED}
         if self.decay_from < 1:
             settings["steps"] = self.steps
-        names = [shard.rpartition("/")[2] for shard in self.shards]  # they may be moved to another folder
-        return settings | {"layout": bool(self.controlnet), "shards": names}
+        return settings | {"layout": bool(self.controlnet), "shards": [_name_of(shard) for shard in self.shards]}
 
     def rows_of(self, processes: int) -> int:
         """Rows per step for each of so many processes. Raises ValueError if the batch cannot be divided."""
@@ -124,6 +126,12 @@ class PretrainingConfig:
         """Learning rate of a step, counted from 0."""
         left = 1.0 if self.decay_from == 1 else (1 - step / self.steps) / (1 - self.decay_from)
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up, max(0.0, left))
+
+
+def _name_of(shard: str) -> str:
+    """A shard's name without its folder, which may change, and without a command's or an address's secrets."""
+    found = TAR.findall(shard.partition("?")[0])
+    return found[-1] if found else hashlib.sha256(shard.encode()).hexdigest()[:16]
 
 
 def read_config(path: Path, **changed: Any) -> PretrainingConfig:

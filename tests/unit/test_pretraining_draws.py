@@ -195,3 +195,18 @@ def test_min_snr_is_the_published_weight(parametrisation: str) -> None:
     plain = torch.minimum(snr, torch.tensor(gamma, dtype=torch.float64)) / (snr + (parametrisation == "v"))
     torch.testing.assert_close(min_snr(parametrisation, sigma, gamma), plain)
     assert torch.equal(min_snr(parametrisation, sigma, 0.0), torch.ones_like(sigma))
+
+
+def test_what_goes_into_the_encoders_file_names_shards_without_folders_or_secrets() -> None:
+    shards = (
+        "/home/eve/a.tar",
+        "C:\\Users\\eve\\b-{000..099}.tar",
+        "https://user:pass@host/c.tar?token=secret/d",
+        "pipe:curl https://host/d.tar.gz -H 'Authorization: Bearer secret'",
+        "pipe:fetch --key secret",
+    )
+    config = PretrainingConfig(**NEEDED | {"shards": shards, "checkpoint": "/home/eve/base"}, allow_commands=True)
+    named = config.outcome()["shards"]
+    assert named[:4] == ["a.tar", "b-{000..099}.tar", "c.tar", "d.tar.gz"]
+    assert not [word for word in ("eve", "secret", "pass") if word in str(config.outcome())]
+    assert len(set(named)) == len(shards)

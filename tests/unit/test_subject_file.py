@@ -62,6 +62,16 @@ def contents(draw: Any) -> dict[str, Any]:
         ),
         "encoding": (tensor(1, 4, 8), None) if draw(some) else None,
         "encoder_name": draw(PLAIN),
+        "views": tuple(
+            SavedSubject(
+                picture=tensor(1, 16, 8, 3),
+                mask=tensor(1, 16, 8) if draw(some) else None,
+                latent=tensor(1, draw(st.sampled_from([4, 16])), 2, 1),
+                caption=(tensor(1, 77, 8), None) if draw(some) else None,
+                noise_seed=number,
+            )
+            for number in range(draw(st.sampled_from([0, 0, 1, 2, 65])))
+        ),
     }
 
 
@@ -94,6 +104,7 @@ def test_whatever_saves_loads_equal(given: dict[str, Any]) -> None:
         save_file(tensors, path, metadata)
         loaded = from_file(path)
     assert equal(content, loaded)
+    assert [view.noise_seed for view in loaded.views] == [view.noise_seed for view in content.views]
     plain = ("noise_seed", "rights", "caption_text", "tuning", "encoder_name", "encoder_identity")
     assert [getattr(loaded, name) for name in plain] == [getattr(content, name) for name in plain]
 
@@ -127,6 +138,19 @@ def test_a_last_day_is_allowed_to_its_end() -> None:
     assert not rights.ended(last)
     assert rights.ended(last + datetime.timedelta(days=1))
     assert not Rights().ended(datetime.date.max)
+
+
+def test_rights_of_a_stranger_are_one_line_each() -> None:
+    spoof = Rights("Eve\nAllowed: everything", "none\r\nUntil: 2099-01-01 \u202etxt")
+    assert (
+        spoof.as_text(datetime.date.min) == "Owner: Eve Allowed: everything\nAllowed: none Until: 2099-01-01 \ufffdtxt"
+    )
+
+
+def test_a_file_that_is_gone_is_told_without_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^'pot\.safetensors' cannot be loaded as a subject: No such file") as error:
+        from_file(tmp_path / "pot.safetensors")
+    assert str(tmp_path) not in str(error.value)
 
 
 def test_another_picture_whose_latent_is_a_row_is_refused() -> None:

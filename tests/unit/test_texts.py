@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dreamtuner_core.files import plain_json
-from dreamtuner_core.texts import checked_class_word, checked_day, checked_name, checked_text, shown
+from dreamtuner_core.texts import checked_class_word, checked_day, checked_name, checked_text, reason, shown
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,7 @@ from dreamtuner_core.texts import checked_class_word, checked_day, checked_name,
         ("a\ud800b\u202etxt", "a\ufffdb\ufffdtxt"),
         ("x" * 100, "x" * 77 + "..."),
         ("犬 Möpschen", "犬 Möpschen"),
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
         (None, "None"),
         ((1,) * 300_000, ("1, " * 40)[:76] + "..."),
     ],
@@ -23,9 +24,24 @@ from dreamtuner_core.texts import checked_class_word, checked_day, checked_name,
 def test_foreign_text_is_fit_to_be_shown(given: object, wanted: str) -> None:
     said = shown(given)
     assert len(said) <= 80
-    assert said.isprintable()
+    assert said.replace("\u200c", "").isprintable()
     assert said.encode()
     assert said == wanted or (isinstance(given, tuple) and said.endswith("..."))
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (PermissionError(13, "Permission denied", "/home/eve/x"), "Permission denied"),
+        (ValueError("no file '/home/eve x/a.bin' there"), "no file ... there"),
+        (ValueError("C:\\Users\\eve\\a.bin: broken"), "... broken"),
+        (ValueError('in "D:/eve/my models", 3/4 of a/b'), "in ..., 3/4 of a/b"),
+        (OSError(), "OSError"),
+        (AssertionError("a\x1b[31m\nb"), "a\ufffd[31m b"),
+    ],
+)
+def test_a_reason_holds_no_absolute_path(error: BaseException, wanted: str) -> None:
+    assert reason(error) == wanted
 
 
 def test_texts_are_checked() -> None:

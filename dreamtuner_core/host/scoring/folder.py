@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...files import plain_json
-from ...texts import shown
+from ...texts import reason, shown
 
 FOLDERS, CONFIG, PIXELS = "clip_vision", "config.json", "preprocessor_config.json"
 CLIP = "clip"
@@ -120,6 +120,6 @@ def _loaded(kind: Any, path: Path) -> Any:
         return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False, **more)
     except UNREADABLE as error:
         raise ValueError(
-            f"'{shown(path.name)}' cannot be loaded ({shown(str(error).splitlines()[0], 120)}); copy the complete "
+            f"'{shown(path.name)}' cannot be loaded ({reason(error, 120)}); copy the complete "
             "folder, with model.safetensors and the tokenizer's files."
         ) from error

@@ -20,6 +20,7 @@ import folder_paths
 
 from ...files import metadata_of_file, plain_json, sweep
 from ...lock import locked
+from ...saved_subject import MOST_STEPS
 from ...texts import checked_name
 from ..encoder.load import ENCODERS
 from ..files import SUFFIX, check_writable, place
@@ -36,7 +37,7 @@ def settings_of(path: Path) -> dict[str, Any]:
 def steps_of(path: Path) -> int:
     """The number of steps of the tuning that made the file; 0 without it in the metadata."""
     steps = settings_of(path).get("steps")
-    return steps if type(steps) is int else 0
+    return steps if type(steps) is int and 0 <= steps <= MOST_STEPS else 0
 
 
 def own_folder() -> Path:
