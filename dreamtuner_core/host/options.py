@@ -38,14 +38,21 @@ EASY_CACHE = "easycache"  # the key of the host's own wrapper that skips steps
 PART = "ref_uncond_idxs"  # the rows of the batch in a call for some of them (Advanced-ControlNet)
 
 
+def values(options: Options, key: str) -> list[Any]:
+    """The values of a list in the options; other packs put a tuple or a tensor there, or nothing."""
+    found = options.get(key)
+    return [] if found is None else found.tolist() if isinstance(found, Tensor) else list(found)
+
+
 def sides(options: Options) -> list[int]:
     """The side of each conditioning in the batch at present; 1 is negative."""
-    return list(options.get(SIDES) or [0])
+    return values(options, SIDES) or [0]
 
 
 def ids(options: Options) -> list[Any]:
-    """The ids of the batch's conditionings; None for each if the options have none."""
-    return list(options.get(UUIDS) or [None] * len(sides(options)))
+    """The ids of the batch's conditionings; None for each if the options have none, or not as many."""
+    found, count = values(options, UUIDS), len(sides(options))
+    return found if len(found) == count else [None] * count
 
 
 def precision(options: Options) -> torch.dtype | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .options import PART, SIDES, WIDENED, Options, grid
+from .options import PART, SIDES, WIDENED, Options, grid, values
 
 NEGATIVE = 1  # the place of the negative conditioning, as the host's guiders ask
 UNKNOWN = -1  # picture
@@ -131,22 +131,30 @@ class Batch:
         possible = []
         if negative < chunks and (segments - negative) % (chunks - negative) == 0:
             times = (segments - negative) // (chunks - negative)
-            wider = [1 if side == NEGATIVE else times for side in self.sides]
-            possible.append(self._repeated(wider, each))
-            marks = [side == NEGATIVE for side, n in zip(self.sides, wider) for _ in range(n)]
-            if any([side == NEGATIVE for side in options.get(key) or ()] == marks for key in (WIDENED, SIDES)):
-                return possible[0]
+            possible.append([1 if side == NEGATIVE else times for side in self.sides])
         if segments % chunks == 0:
-            possible.append(self._repeated([segments // chunks] * chunks, each))
-        meanings = {tuple(whos[self.rows[i].chunk] for i in rows) for rows in possible}
-        return possible[0] if len(meanings) == 1 else None
+            possible.append([segments // chunks] * chunks)
+        named = [names for key in (WIDENED, SIDES) if len(names := values(options, key)) == segments]
+        if named and len(set(self.sides)) == chunks and set(named[0]) == set(self.sides):
+            return [self.sides.index(side) * each + i for side in named[0] for i in range(each)]
+        if named:
+            marks = [side == NEGATIVE for side in named[0]]
+            possible = [
+                n for n in possible if marks == [s == NEGATIVE for s, m in zip(self.sides, n) for _ in range(m)]
+            ]
+        found = [self._repeated(times, each) for times in possible]
+        meanings = {tuple(whos[self.rows[i].chunk] for i in rows) for rows in found}
+        return found[0] if len(meanings) == 1 else None
+
+    def _marks(self, times: Sequence[int]) -> list[bool]:
+        return [side == NEGATIVE for side, n in zip(self.sides, times) for _ in range(n)]
 
     def _repeated(self, times: Sequence[int], each: int) -> list[int]:
         return [c * each + i for c, n in enumerate(times) for _ in range(n) for i in range(each)]
 
     def _part(self, x: Tensor, options: Options, whos: Sequence[Hashable]) -> list[int] | None:
         """Some of the rows of this layer's last full call, known by their values or named by the caller."""
-        named, whole = list(options.get(PART) or ()), self._whole
+        named, whole = values(options, PART), self._whole
         if x.shape[0] > len(self.rows) or whole is None or whole.shape[1:] != x.shape[1:]:
             return None
         if len(named) == x.shape[0] and max(named) < len(whole) and torch.equal(whole[named], x):

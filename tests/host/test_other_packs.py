@@ -13,6 +13,7 @@ from coarse import bring, coarse_subject
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection, WrappersMP
+from dreamtuner_pack.dreamtuner_core.host.encoder.patch import on_wanted_side
 from families import text, tiny_model
 from graph import attend, empty_latent, guide, hard_mask, kept, sample, shared_model, soft_mask, subject
 from host_patches import use
@@ -210,6 +211,57 @@ def test_a_call_for_some_of_the_rows(batch: int, ours_first: bool) -> None:
     model = shared_model("sd1")
     patched = reference_only(everything(model)) if ours_first else everything(reference_only(model))
     close(draw(patched, batch), draw(everything(model), batch))
+
+
+def with_options(change: Callable[[dict[str, Any]], None]) -> Pack:
+    """A pack that calls the model with options of its own."""
+
+    def wrapper(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
+        options = dict(args["c"]["transformer_options"])
+        change(options)
+        return apply_model(args["input"], args["timestep"], **{**args["c"], "transformer_options": options})
+
+    def pack(model: ModelPatcher) -> ModelPatcher:
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(wrapper)
+        return patched
+
+    return pack
+
+
+def retyped(key: str, to: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    return lambda options: options.update({key: to(options[key])})
+
+
+OPTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no ids": lambda options: options.pop("uuids"),
+    "one id too few": retyped("uuids", lambda ids: ids[:1]),
+    "sides in a tuple": retyped("cond_or_uncond", tuple),
+    "sides in a tensor": retyped("cond_or_uncond", torch.tensor),
+    "no noise level": lambda options: options.pop("sigmas"),
+    "no schedule": lambda options: options.pop("sample_sigmas"),
+}
+
+
+@pytest.mark.parametrize("change", OPTIONS.values(), ids=OPTIONS.keys())
+def test_options_of_another_kind_say_the_same(change: Callable[[dict[str, Any]], Any]) -> None:
+    model = attend(bring(shared_model("sd1"), coarse_subject("IP-Adapter"), 0.5), subject(), negative_weight=0.3)
+    assert torch.equal(draw(with_options(change)(model)), draw(model))
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (("positive", "negative"), [0]),
+        (("positive", "negative", "empty_negative_prompt"), [0]),
+        (("negative", "middle", "positive"), [1, 2]),
+    ],
+)
+def test_without_ids_the_guider_tells_the_wanted_sides(names: tuple[str, ...], wanted: list[int]) -> None:
+    """In the order in which the host's guiders ask."""
+    conds = {name: [{"uuid": name}] for name in names}
+    for asked in (names, [None] * len(names)):
+        assert [i for i, of in enumerate(asked) if on_wanted_side(conds, of, i)] == wanted
 
 
 # --- packs that add rows to the wanted side --------------------------------------------------------------------------

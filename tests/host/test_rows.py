@@ -76,6 +76,13 @@ LAYERS: dict[str, tuple[str, int, Tensor, dict[str, Any], list[str]]] = {
     "the wanted side twice, the negative first": ("u c", 2, layer(6), {}, [U, U, C, C, C, C]),
     "three times, named": ("c u", 1, layer(4), {"cond_or_uncond_couple": [0, 0, 0, 1]}, [C, C, C, U]),
     "three times, changed in place": ("c u", 1, layer(4), {"cond_or_uncond": [0, 0, 0, 1]}, [C, C, C, U]),
+    "both sides twice, named": ("c u", 1, layer(4), {"cond_or_uncond_couple": [0, 0, 1, 1]}, [C, C, U, U]),
+    "both sides twice, in turn": ("c u", 1, layer(4), {"cond_or_uncond": [0, 1, 0, 1]}, [C, U, C, U]),
+    "the wanted side twice, not together": ("c u", 1, layer(3), {"cond_or_uncond_couple": [0, 1, 0]}, [C, U, C]),
+    "three sides twice, named": ("c u e", 1, layer(6), {"cond_or_uncond": (0, 0, 1, 1, 2, 2)}, [C, C, U, U, E, E]),
+    "sides in a tensor": ("c u", 1, layer(4), {"cond_or_uncond": torch.tensor([0, 0, 0, 1])}, [C, C, C, U]),
+    "sides in a tuple": ("c u", 1, layer(4), {"cond_or_uncond_couple": (0, 0, 0, 1)}, [C, C, C, U]),
+    "part in a tensor": ("c u", 2, layer(4)[2:], {"ref_uncond_idxs": torch.tensor([2, 3])}, [U, U]),
     "all but the negative, three sides": ("c u e", 1, layer(5), {"cond_or_uncond": [0, 0, 1, 0, 0]}, [C, C, U, E, E]),
     "two wanted texts, twice": ("c c' u", 1, layer(5), {"cond_or_uncond": [0, 0, 0, 0, 1]}, [C, C, C, C, U]),
     "the unwanted rows alone, named": ("c u", 2, layer(4)[2:], {"ref_uncond_idxs": [2, 3]}, [U, U]),
@@ -96,26 +103,28 @@ def test_at_the_layer(name: str) -> None:
     assert [whos[batch.rows[i].chunk] for i in found] == expected
 
 
-REFUSED: dict[str, tuple[str, Tensor, bool]] = {
-    "twice both, or thrice the one": ("c u", layer(4), False),
-    "some of rows that are equal": ("c u", layer(1, same=True), True),
-    "rows never seen": ("c u", 5 + layer(1), False),
-    "five for three": ("c u e", layer(4), False),
+REFUSED: dict[str, tuple[str, Tensor, bool, dict[str, Any]]] = {
+    "twice both, or thrice the one": ("c u", layer(4), False, {}),
+    "some of rows that are equal": ("c u", layer(1, same=True), True, {}),
+    "rows never seen": ("c u", 5 + layer(1), False, {}),
+    "five for three": ("c u e", layer(4), False, {}),
+    "named by numbers of its own": ("c u", layer(3), False, {"cond_or_uncond_couple": [1, 2, 3]}),
+    "named as nothing that can be": ("c c' u", layer(5), False, {"cond_or_uncond": [1, 0, 0, 1, 0]}),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_never_a_guess(name: str) -> None:
     """Refused with a sentence, but where all rows read the same, for then no distinction is needed."""
-    sides, x, same = REFUSED[name]
+    sides, x, same, options = REFUSED[name]
     places, whos = SIDES[sides]
     batch = Batch(rows_of_call(len(places), len(places), 1), places)
     batch.at(layer(len(places), same=same), GRID, whos)
     with pytest.raises(
         ValueError, match=rf"expected the {len(places)} rows .* calls it with {len(x)} without marking them"
     ):
-        batch.at(x, GRID, whos)
-    assert len(batch.at(x, GRID, [C] * len(places))) == len(x)
+        batch.at(x, GRID | options, whos)
+    assert len(batch.at(x, GRID | options, [C] * len(places))) == len(x)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 2, 1, 3], [3, 1, 2, 0]])

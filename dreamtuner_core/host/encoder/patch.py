@@ -36,6 +36,7 @@ from ..settings import AppliedEncoder
 from ..unet import Layer
 
 UNWANTED = {"negative", "empty_negative_prompt"}  # sides, as the host's guiders name them
+DUAL = "middle"  # only in the guider DualCFG, which asks for its negative first; all others ask for the positive first
 
 
 def on_wanted_side(conds: Mapping[str, Sequence[dict[str, Any]]], cond_id: uuid.UUID | None, side: int) -> bool:
@@ -45,7 +46,7 @@ def on_wanted_side(conds: Mapping[str, Sequence[dict[str, Any]]], cond_id: uuid.
     """
     names = {name for name, of_side in conds.items() if any(c["uuid"] == cond_id for c in of_side)}
     if cond_id is None or (names & UNWANTED and names - UNWANTED):  # the host copies regional ones, id and all
-        return side == 0
+        return side > 0 if DUAL in conds else side == 0
     return bool(names - UNWANTED)
 
 
