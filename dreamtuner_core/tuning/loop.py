@@ -58,6 +58,7 @@ class Tuning:
             [{"params": list(group.parameters.values()), "lr": group.rate} for group in groups], weight_decay=0.0
         )
         self.losses: list[float] = []
+        self.whole = True  # whether the state is that after `step` steps, and not on the way to the next
 
     @property
     def step(self) -> int:
@@ -65,7 +66,7 @@ class Tuning:
         return len(self.losses)
 
     def advance(self) -> float:
-        """Take one step and return its loss. An exception leaves the parameters unchanged.
+        """Take one step and return its loss. An exception leaves the parameters unchanged, unless `whole` is False then.
 
         Raises ValueError, in one sentence, for a loss or gradient that is not finite.
         """
@@ -83,8 +84,10 @@ class Tuning:
                 f"the loss or its gradient is not finite (step {self.step + 1}); lower the learning rates, or set "
                 "precision to fp32."
             )
+        self.whole = False
         self.optimizer.step()
         self.losses.append(total)
+        self.whole = True
         return total
 
     def loss(self, part: int) -> Tensor:

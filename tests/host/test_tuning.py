@@ -434,6 +434,28 @@ def test_interrupt_keeps_what_was_learned_and_says_where(
     assert same(world.loras / "rex.safetensors", world.loras / "whole.safetensors")
 
 
+def test_a_failure_inside_the_optimiser_is_taken_up_before_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half of the weights may have moved by then: such a state is no state to go on from."""
+    caplog.set_level("INFO")
+    world.tune("whole")
+    step, calls = torch.optim.AdamW.step, iter(range(STEPS))
+
+    def failing(self: Any, *args: Any) -> Any:
+        step(self, *args)
+        if next(calls) == 3:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", failing)
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            world.tune("rex")
+    assert "stopped at step 3: queue again to go on from step 2" in caplog.text
+    world.tune("rex")
+    assert same(world.loras / "rex.safetensors", world.loras / "whole.safetensors")
+
+
 def test_the_hosts_interrupt_is_obeyed_within_one_step(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
     advance = Tuning.advance

@@ -228,8 +228,10 @@ class Training:
         ways = []
         try:
             with torch.inference_mode(False):
-                if self.saved_at == step or self._save_state():
+                if self.saved_at == step or (self.tuning.whole and self._save_state()):
                     ways.append("queue again to go on")
+                elif self.saved_at:
+                    ways.append(f"queue again to go on from step {self.saved_at}")
                 early = TuningFiles(f"{name}_step{step}", self.job.files.with_encoder).free(self.job.key)
                 store_result(self.job, early, self._learned())
                 ways.append(f"use {early.words()}")
