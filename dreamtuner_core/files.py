@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 UNFINISHED = ".unfinished"
+OURS = re.compile(rf"\.[0-9a-f]{{16}}(\.before)?{re.escape(UNFINISHED)}$")  # the end of a temporary file's name
 ABANDONED = 3600  # seconds without a write, after which nobody writes an unfinished file any more
 LARGEST_HEADER = 8 * 2**20  # bytes of a safetensors header; those of large models with their metadata have one or two
 LONGEST_JSON = 2**20  # characters of a JSON text in the metadata
@@ -31,7 +33,7 @@ def write_whole(path: Path, write: Callable[[Path], object], new: bool = False) 
     """`write` to a temporary file beside `path`, then rename it: the previous file stays until then.
 
     Raises what `write` raises, and OSError if the disk fails. The temporary file is removed; if the process is killed,
-    the next write to that path removes it (`sweep`). new: nothing is replaced; raises Taken if the file is there.
+    the next write to that folder after an hour removes it. new: nothing is replaced; raises Taken if the file is there.
     """
     write_all_whole({path: write}, new)
 
@@ -41,7 +43,7 @@ def write_all_whole(files: Mapping[Path, Callable[[Path], object]], new: bool = 
     unfinished: dict[Path, Path] = {}
     try:
         for path, write in files.items():
-            sweep(path, ABANDONED)
+            _remove_unfinished(path.parent, ".", ABANDONED)
             # random, for containers may share a folder and a process id
             unfinished[path] = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
             _write(unfinished[path], write)
@@ -109,11 +111,16 @@ def _write(unfinished: Path, write: Callable[[Path], object]) -> None:
         unfinished.chmod(mode)  # the usual mode: safetensors lets only the owner read what it writes
 
 
-def sweep(path: Path, older_than: float = 0) -> None:
-    """Remove the temporary files of killed processes. older_than: seconds since the last write; 0 removes all."""
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of that file; nobody may be writing it now."""
+    _remove_unfinished(path.parent, f".{path.name}.", older_than=0)
+
+
+def _remove_unfinished(folder: Path, start: str, older_than: float) -> None:
+    """Remove the folder's temporary files with that beginning. older_than: seconds since the last write."""
     with suppress(OSError):
-        for left in path.parent.iterdir():
-            if left.name.startswith(f".{path.name}.") and left.name.endswith(UNFINISHED):
+        for left in folder.iterdir():
+            if left.name.startswith(start) and OURS.search(left.name):
                 with suppress(OSError):
                     if time.time() - left.stat().st_mtime >= older_than:
                         left.unlink()

@@ -66,7 +66,7 @@ class Tuning:
         return len(self.losses)
 
     def advance(self) -> float:
-        """Take one step and return its loss. An exception leaves the parameters unchanged, unless `whole` is False then.
+        """Take one step and return its loss. An exception leaves the parameters unchanged if `whole` is True then.
 
         Raises ValueError, in one sentence, for a loss or gradient that is not finite.
         """

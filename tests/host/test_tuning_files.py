@@ -16,9 +16,9 @@ import comfy.model_management
 import pytest
 import torch
 from dreamtuner_pack.dreamtuner_core.host import files as host_files
-from dreamtuner_pack.dreamtuner_core.host.tuning import store
+from dreamtuner_pack.dreamtuner_core.host.tuning import regular, store
 from dreamtuner_pack.dreamtuner_core.host.tuning.files import SETTINGS as KEY
-from dreamtuner_pack.dreamtuner_core.host.tuning.files import TuningFiles, settings_of
+from dreamtuner_pack.dreamtuner_core.host.tuning.files import TuningFiles, regular_folder, settings_of
 from dreamtuner_pack.dreamtuner_core.rights import OwnedSubject, Rights
 from dreamtuner_pack.dreamtuner_core.tuning.loop import Tuning
 from dreamtuner_pack.nodes.subject_tuning import SubjectTuning
@@ -271,6 +271,17 @@ def test_a_killed_process_leaves_neither_its_lock_nor_half_files(world: World) -
     assert names(world.loras) == ["rex.safetensors"]
 
 
+def test_old_sets_of_regular_pictures_go_with_what_a_killed_process_left(world: World) -> None:
+    sets = [regular_folder(f"{number:02}") for number in range(regular.SETS_CACHED + 2)]
+    for age, folder in enumerate(sets):
+        folder.mkdir(parents=True)
+        (folder / "0000.safetensors").touch()
+        (folder / f".0001.safetensors.{'0' * 16}.unfinished").touch()
+        os.utime(folder, (0, 10**6 - age))
+    regular._forget_oldest(sets[-1])
+    assert sorted(sets[0].parent.iterdir()) == [*sets[:-3], sets[-1]]
+
+
 def test_unfinished_names_are_never_shared_and_old_ones_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 1)  # as two containers have it
     path = world.loras / "a.safetensors"
@@ -281,7 +292,7 @@ def test_unfinished_names_are_never_shared_and_old_ones_go(world: World, monkeyp
         save(tensors, unfinished, metadata)
 
     monkeypatch.setattr(host_files, "save_file", noted)
-    old, new = path.with_name(".a.safetensors.1.unfinished"), path.with_name(".a.safetensors.2.unfinished")
+    old, new = (path.with_name(f".a.safetensors.{digit * 16}.unfinished") for digit in "12")
     for left in (old, new):
         left.write_bytes(b"half")
     os.utime(old, (time.time() - 2 * 86400,) * 2)

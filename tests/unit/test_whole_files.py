@@ -119,15 +119,19 @@ def test_a_new_file_never_replaces_one_that_another_process_wrote_meanwhile(
 
 
 def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
-    left, under_way, others = (tmp_path / f".{name}{UNFINISHED}" for name in ("a.bin.1", "a.bin.2", "b.bin.1"))
-    for path in (left, under_way, others):
+    """By any later write to the folder, whatever the name: the killed one's may never be written again."""
+    names = (f".a.bin.{'0' * 16}", f".a.bin.{'1' * 16}", f".b.bin.{'2' * 16}", f".b.bin.{'3' * 16}.before", ".c.bin.1")
+    own, under_way, others, before, strange = (tmp_path / f"{name}{UNFINISHED}" for name in names)
+    for path in (own, under_way, others, before, strange):
         path.touch()
-    for path in (left, others):
+    for path in (own, others, before, strange):
         os.utime(path, (0, time.time() - ABANDONED - 1))
     write_whole(tmp_path / "a.bin", lambda unfinished: unfinished.write_bytes(b""))
-    assert set(tmp_path.iterdir()) == {tmp_path / "a.bin", under_way, others}
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.bin", under_way, strange}
+    sweep(tmp_path / "b.bin")
+    assert under_way.exists()
     sweep(tmp_path / "a.bin")
-    assert set(tmp_path.iterdir()) == {tmp_path / "a.bin", others}
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.bin", strange}
 
 
 @pytest.mark.parametrize(("spaces", "fits"), [(0, True), (LARGEST_HEADER, False)])

@@ -6,7 +6,9 @@ own seed, so a larger set begins with the same images. They are cached on disk b
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,12 +135,8 @@ def _key(
 
 def _forget_oldest(used: Path) -> None:
     """Delete the least recently used sets of regular images, beyond SETS_CACHED. A folder's mtime is its last use."""
-    try:
+    with suppress(OSError):  # not a reason to stop a tuning
         used.touch()
         sets = sorted(used.parent.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
         for folder in sets[SETS_CACHED:]:
-            for file in folder.glob("*.safetensors"):
-                file.unlink()
-            folder.rmdir()
-    except OSError:
-        pass  # not a reason to stop a tuning
+            shutil.rmtree(folder, ignore_errors=True)  # with what a killed process left in it
