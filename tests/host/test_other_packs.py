@@ -13,9 +13,11 @@ from coarse import bring, coarse_subject
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection, WrappersMP
+from comfy.samplers import sampler_object
 from dreamtuner_pack.dreamtuner_core.host.encoder.patch import on_wanted_side
 from families import text, tiny_model
 from graph import attend, empty_latent, guide, hard_mask, kept, sample, shared_model, soft_mask, subject
+from host_graphs import GUIDERS
 from host_patches import use
 from torch import Tensor
 from torch.nn import functional as F
@@ -247,6 +249,17 @@ OPTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_options_of_another_kind_say_the_same(change: Callable[[dict[str, Any]], Any]) -> None:
     model = attend(bring(shared_model("sd1"), coarse_subject("IP-Adapter"), 0.5), subject(), negative_weight=0.3)
     assert torch.equal(draw(with_options(change)(model)), draw(model))
+    for guider in ("CFGGuider", "DualCFGGuider, regular"):
+        for probability in (0.0, 1.0):  # Eq. 5, Eq. 4
+            guided = guide(model, probability=probability)
+            assert torch.equal(guided_by(guider, with_options(change)(guided)), guided_by(guider, guided))
+
+
+def guided_by(guider: str, model: ModelPatcher) -> Tensor:
+    latent = empty_latent(1)["samples"]
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
+    sigmas = torch.tensor([10.0, 2.0, 0.0])
+    return GUIDERS[guider](model).sample(noise, latent, sampler_object("euler"), sigmas, disable_pbar=True, seed=5)
 
 
 @pytest.mark.parametrize(

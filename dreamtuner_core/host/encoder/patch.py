@@ -36,7 +36,7 @@ from ..settings import AppliedEncoder
 from ..unet import Layer
 
 UNWANTED = {"negative", "empty_negative_prompt"}  # sides, as the host's guiders name them
-DUAL = "middle"  # only in the guider DualCFG, which asks for its negative first; all others ask for the positive first
+DUAL = "middle"  # only in the guider DualCFG, which asks for negative, middle, positive; all others for positive first
 
 
 def on_wanted_side(conds: Mapping[str, Sequence[dict[str, Any]]], cond_id: uuid.UUID | None, side: int) -> bool:

@@ -31,7 +31,7 @@ from torch import Tensor
 from ...bank import Features
 from ...guidance import position, shift_sigma
 from ...subject import Subject
-from ..encoder.patch import EncoderAtWork, on_wanted_side, with_encoders
+from ..encoder.patch import DUAL, EncoderAtWork, on_wanted_side, with_encoders
 from ..options import EASY_CACHE, SIGMAS, Options, ids, sides
 from ..progress import warn
 from ..rows import UNKNOWN, Batch, Row, rows_of_call
@@ -205,9 +205,11 @@ class Run:
 
     def _wanted(self, cond_id: uuid.UUID | None, side: int) -> bool:
         """Whether that conditioning is on the positive side, which is the one that reads a subject encoder."""
-        if self.step is not None:
+        if self.step is None:
+            return on_wanted_side(self.guider.conds, cond_id, side)
+        if cond_id is not None:
             return cond_id in self.step.wanted
-        return on_wanted_side(self.guider.conds, cond_id, side)
+        return side == (2 if DUAL in self.guider.conds and not self.step.toward_reference else 0)
 
     def _reading(self, wanted: bool, sigma: float) -> Reading:
         """The subjects that a conditioning on that side reads at this noise level."""
