@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,25 @@ def test_every_misfit_has_a_sentence(room: Path) -> None:
     mute = spoilt(room, "mute", CLIP, without=[x.name for x in (room / CLIP).iterdir() if "vocab" in x.name])
     (room / "odd").mkdir()
     (room / "odd" / "config.json").write_text("no json")
+    pixels = json.loads((room / DINO / "preprocessor_config.json").read_text())
+    changes: list[dict[str, Any]] = [
+        {"crop_size": "x", "size": "x"},
+        {"crop_size": {"height": -1}},
+        {"crop_size": 10**9},
+        {"crop_size": [224]},
+        {"crop_size": {"a": None}},
+        {"image_mean": "x"},
+        {"image_mean": [0.5]},
+        {"image_std": [0, 0, 0]},
+        {"image_std": [1, 1, 1e400]},
+    ]
+    for number, change in enumerate(changes):
+        folder = spoilt(room, f"pixels_{number}", DINO)
+        (room / folder / "preprocessor_config.json").write_text(json.dumps(pixels | change))
+    huge, pipe = spoilt(room, "huge", DINO), spoilt(room, "pipe", DINO, without=["preprocessor_config.json"])
+    (room / huge / "preprocessor_config.json").write_text("[" + " " * 2**21 + "]")
+    os.mkfifo(room / pipe / "preprocessor_config.json")
+    (room / "folder" / "config.json").mkdir(parents=True)
     text = {"text": "a robot"}
     wrong: list[tuple[str, dict[str, Any]]] = [
         ("there is no folder 'elsewhere'", {"tower_folder": "elsewhere"}),
@@ -110,6 +130,10 @@ def test_every_misfit_has_a_sentence(room: Path) -> None:
         ("'half' cannot be loaded", {"tower_folder": half}),
         ("'blind' has no valid preprocessor_config.json", {"tower_folder": blind}),
         ("'odd' has no valid config.json", {"tower_folder": "odd"}),
+        *((f"'pixels_{i}' has no valid preproc", {"tower_folder": f"pixels_{i}"}) for i in range(len(changes))),
+        ("'huge' has no valid preprocessor_config.json", {"tower_folder": huge}),
+        ("'pipe' has no valid preprocessor_config.json", {"tower_folder": pipe}),
+        ("there is no folder 'folder'", {"tower_folder": "folder"}),
         ("'mute' cannot be loaded", {"tower_folder": mute} | text),
         ("is a DINO, which cannot read text", {"tower_folder": DINO} | text),
         ("no text to match", {"tower_folder": CLIP, "min_text": 0.2}),

@@ -5,6 +5,7 @@ Nothing is downloaded, and no code in a folder is run.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from comfy.clip_vision import clip_preprocess
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...files import plain_json
+from ...files import LONGEST_JSON, plain_json
 from ...texts import reason, shown
 
 FOLDERS, CONFIG, PIXELS = "clip_vision", "config.json", "preprocessor_config.json"
 CLIP = "clip"
 DINO = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+LARGEST_SIDE = 4096  # pixels
 MEMORY = 300 * 2**20  # bytes that one picture's pass needs besides the weights
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
 
@@ -29,7 +31,9 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeE
 def tower_folders() -> list[str]:
     """Names of the folders that hold a model of transformers."""
     parents = map(Path, folder_paths.get_folder_paths(FOLDERS))
-    return sorted({config.parent.name for parent in parents for config in parent.glob(f"*/{CONFIG}")})
+    return sorted(
+        {config.parent.name for parent in parents for config in parent.glob(f"*/{CONFIG}") if config.is_file()}
+    )
 
 
 class FolderTower:
@@ -48,8 +52,7 @@ class FolderTower:
             )
         self.is_clip = kind == CLIP
         self.name = "CLIP" if self.is_clip else "DINO"
-        self._pixels = _read(self.path / PIXELS, "image_mean", "image_std")
-        self._side = _side(self._pixels)
+        self._side, self._mean, self._deviation = _checked_pixels(self.path / PIXELS)
         model = _loaded(transformers.CLIPModel if self.is_clip else transformers.AutoModel, self.path)
         network = torch.nn.ModuleList([model.eval()])  # the host sets a `device`, which transformers' models forbid
         management = comfy.model_management
@@ -58,8 +61,7 @@ class FolderTower:
     def picture(self, picture: Tensor) -> Tensor:
         """The embedding [C] of the middle square of a picture [1, H, W, 3] in 0..1."""
         model = self._ready()
-        mean, std = (self._pixels[name] for name in ("image_mean", "image_std"))
-        pixels = clip_preprocess(picture.float(), self._side, mean, std).to(self._patcher.load_device)
+        pixels = clip_preprocess(picture.float(), self._side, self._mean, self._deviation).to(self._patcher.load_device)
         with torch.inference_mode():
             if self.is_clip:
                 return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)[0].float().cpu()
@@ -95,23 +97,37 @@ def _described(name: str) -> tuple[Path, dict[str, Any]]:
     return path, _read(path / CONFIG)
 
 
-def _side(pixels: dict[str, Any]) -> int:
-    """Side in pixels of the square that the model reads; 224 if the file has none."""
-    side = pixels.get("crop_size") or pixels.get("size") or 224
-    return int(next(iter(side.values())) if isinstance(side, dict) else side)
+def _checked_pixels(path: Path) -> tuple[int, list[float], list[float]]:
+    """Side in pixels of the square that the model reads (224 if the file has none), and the mean and deviation."""
+    found = _read(path, "image_mean", "image_std")
+    side = found.get("crop_size") or found.get("size") or 224
+    side = next(iter(side.values()), None) if isinstance(side, dict) else side
+    mean, deviation = found["image_mean"], found["image_std"]
+    if type(side) is not int or not 0 < side <= LARGEST_SIDE or not (_three(mean) and _three(deviation, above=0)):
+        raise ValueError(_not_valid(path))
+    return side, mean, deviation
+
+
+def _three(values: Any, above: float = -math.inf) -> bool:
+    plain = isinstance(values, list) and len(values) == 3 and all(type(x) in (int, float) for x in values)
+    return plain and all(math.isfinite(x) and x > above for x in values)
 
 
 def _read(path: Path, *keys: str) -> dict[str, Any]:
     """The JSON object in that file. Raises ValueError, in one sentence, unless it has these keys."""
     try:
-        found = plain_json(path.read_text(encoding="utf-8"))
+        fits = path.is_file() and path.stat().st_size <= LONGEST_JSON  # a pipe would never end
+        found = plain_json(path.read_text(encoding="utf-8")) if fits else None
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or not found.keys() >= set(keys):
-        raise ValueError(
-            f"'{shown(path.parent.name)}' has no valid {path.name}; copy the complete folder, as transformers saves it."
-        )
+        raise ValueError(_not_valid(path))
     return found
+
+
+def _not_valid(path: Path) -> str:
+    folder = shown(path.parent.name)
+    return f"'{folder}' has no valid {path.name}; copy the complete folder, as transformers saves it."
 
 
 def _loaded(kind: Any, path: Path) -> Any:
