@@ -46,7 +46,7 @@ class Bench:
         """The rows "computed" and "kept" of one batch and foreground, and those of the peers."""
         subject = self.subject(foreground)
         patched = pack("host.apply").apply_subject(self.patcher, subject, WEIGHT, negative_weight=1.0)
-        kept_bank = pack("host.subject.memory").kept_features(patched).model
+        kept_bank = pack("host.memory").kept_features(patched).model
 
         def computed() -> None:
             kept_bank.clear()

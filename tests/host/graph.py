@@ -13,8 +13,8 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.bank import Features, size
-from dreamtuner_pack.dreamtuner_core.host.sampling import run as sampling
-from dreamtuner_pack.dreamtuner_core.host.subject.memory import kept_features
+from dreamtuner_pack.dreamtuner_core.host.memory import kept_features
+from dreamtuner_pack.dreamtuner_core.host.sampling import features
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from dreamtuner_pack.nodes.reference_guidance import ReferenceGuidance
 from dreamtuner_pack.nodes.self_subject_attention import ApplySelfSubjectAttention
@@ -127,14 +127,14 @@ def draw(model: ModelPatcher, family: str = "sd1", **changes: Any) -> Tensor:
 def counted_passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The noise levels of all reference passes made inside."""
     levels: list[float] = []
-    compute = sampling.reference_features
+    compute = features.reference_features
 
-    def counting(model: Any, subject: Any, conditions: Any, layers: Any, sigma: float, *more: Any) -> Any:
-        levels.append(sigma)
-        return compute(model, subject, conditions, layers, sigma, *more)
+    def counting(**asked: Any) -> Any:
+        levels.append(asked["sigma"])
+        return compute(**asked)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sampling, "reference_features", counting)
+        patched.setattr(features, "reference_features", counting)
         yield levels
 
 

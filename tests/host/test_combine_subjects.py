@@ -56,12 +56,12 @@ def test_two_pictures_are_two_subjects_of_half_the_weight(family: str) -> None:
 
 
 def test_kept_features_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dreamtuner_pack.dreamtuner_core.host.sampling import run
+    from dreamtuner_pack.dreamtuner_core.host.sampling import features
 
     passes = []
     whole, model = combine(subject(mask=hard_mask()), subject(mask=soft_mask(), seed=19)), shared_model("sd1")
-    compute = run.reference_features
-    monkeypatch.setattr(run, "reference_features", lambda *a, **k: (passes.append(1), compute(*a, **k))[1])
+    compute = features.reference_features
+    monkeypatch.setattr(features, "reference_features", lambda *a, **k: (passes.append(1), compute(*a, **k))[1])
     first = sample(attend(model, whole), *texts("sd1"))
     assert len(passes) == 2 * 3  # pictures, steps
     assert torch.equal(sample(attend(model, whole), *texts("sd1"), seed=3), first)

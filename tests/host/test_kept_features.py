@@ -14,8 +14,8 @@ import torch
 from coarse import bring, coarse_subject
 from comfy.model_patcher import ModelPatcher
 from dreamtuner_pack.dreamtuner_core.bank import KEPT_RUNS, LayerFeatures, size
-from dreamtuner_pack.dreamtuner_core.host.sampling.reference import features_key
-from dreamtuner_pack.dreamtuner_core.host.subject import memory
+from dreamtuner_pack.dreamtuner_core.host import memory
+from dreamtuner_pack.dreamtuner_core.host.sampling.features import features_key
 from dreamtuner_pack.dreamtuner_core.host.unet import self_attentions
 from dreamtuner_pack.dreamtuner_core.subject import Subject
 from families import text, tiny_model

@@ -17,6 +17,7 @@ import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
+from dreamtuner_pack.dreamtuner_core.host.sampling import features
 from dreamtuner_pack.dreamtuner_core.host.sampling import run as sampling
 from families import SHAPES, text
 from graph import (
@@ -349,11 +350,11 @@ def test_an_out_of_memory_in_the_reference_pass_leaves_nothing(
     model = shared_model("sd1")
     plain, expected, patched = draw(model), draw(patch(model)), patch(model)
 
-    def full(*_: Any) -> Any:
+    def full(**_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patching:
-        patching.setattr(sampling, "reference_features", full)
+        patching.setattr(features, "reference_features", full)
         with pytest.raises(torch.OutOfMemoryError):
             draw(patched)
     assert torch.equal(draw(model), plain)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy import cli_args
 from comfy.model_patcher import ModelPatcher
-from dreamtuner_pack.dreamtuner_core.host.subject import memory
+from dreamtuner_pack.dreamtuner_core.host import memory
 from families import text, tiny_model
 from graph import LATENT, attend, guide, hard_mask, kept_bytes, sample, soft_mask, subject
 from host_patches import PATCHES

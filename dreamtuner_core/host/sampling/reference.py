@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import uuid
-import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.model_base
 import comfy.patcher_extension
@@ -120,84 +119,3 @@ def _no_pooled_text(model: comfy.model_base.BaseModel, height: int, width: int, 
     except (KeyError, TypeError, RuntimeError):
         own = 0
     return torch.zeros(1, model.adm_channels - own)
-
-
-class FeaturesKey(NamedTuple):
-    """Everything that the features depend on, except the model and the latent (see subject/memory)."""
-
-    subject: Hashable
-    weights: Hashable
-    hooks: Hashable
-    objects: Hashable
-    layers: tuple[Layer, ...]
-    sigma: float
-    timestep: float
-    encoders: Hashable = ()
-
-
-def features_key(
-    patcher: ModelPatcher,
-    subject: Subject,
-    layers: list[Layer],
-    sigma: float,
-    timestep: float,
-    encoders: Sequence[tuple[object, float]] = (),
-) -> FeaturesKey:
-    """The key of one noise level, for the U-Net's weights as they are now.
-
-    encoders: the encodings applied with this same subject, and their strengths.
-    """
-    hooks = patcher.current_hooks.hooks if patcher.current_hooks else []
-    injections = sorted(patcher.injections.items())
-    return FeaturesKey(
-        (
-            _Same(subject.mask),
-            _Same(subject.caption),
-            subject.noise_seed,
-            subject.picture.shape,  # SDXL reads it
-        ),
-        _weights(patcher),
-        tuple((hook.hook_ref, hook.strength) for hook in hooks),
-        (
-            tuple((name, _Same(patch)) for name, patch in sorted(patcher.object_patches.items())),
-            tuple((name, *map(_Same, injected)) for name, injected in injections),
-        ),
-        tuple(layers),
-        sigma,
-        timestep,
-        tuple((_Same(encoding), strength) for encoding, strength in encoders),
-    )
-
-
-def _weights(patcher: ModelPatcher) -> Hashable:
-    """A key for the weights and LoRAs, without hooks.
-
-    This is the host's patches_uuid; with weight hooks the host renews that in each run, so the patches are the key.
-    """
-    if not patcher.hook_patches:
-        return patcher.patches_uuid
-    loras = tuple((name, *(_of_lora(patch) for patch in patches)) for name, patches in sorted(patcher.patches.items()))
-    wrappers = sorted(patcher.weight_wrapper_patches.items())
-    return loras, tuple((name, *map(_Same, functions)) for name, functions in wrappers)
-
-
-def _of_lora(patch: tuple) -> Hashable:
-    strength, weights, strength_model, offset, function = patch
-    return strength, _Same(weights), strength_model, offset, _Same(function)
-
-
-class _Same:
-    """Compares objects by identity. Holds a weak reference; a strong one to lists and others that have none."""
-
-    def __init__(self, thing: object) -> None:
-        self.id = id(thing)
-        try:
-            self.thing: Callable[[], object | None] = weakref.ref(thing)
-        except TypeError:
-            self.thing = lambda: thing
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.id == other.id and self.thing() is other.thing()
-
-    def __hash__(self) -> int:
-        return self.id

@@ -9,7 +9,7 @@ wrapper creates the run's state and adds more wrappers for this run only, from t
 - DIFFUSION_MODEL, after other packs': replaces each self-attention, around other packs' replacements.
   With EasyCache, which may skip a step, the reference pass waits until here.
 
-Only the cached features (subject/memory) stay after the run.
+Only the cached features (host/memory) stay after the run.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ from ..options import EASY_CACHE, SIGMAS, Options, ids, sides
 from ..progress import warn
 from ..rows import UNKNOWN, Batch, Row, rows_of_call
 from ..settings import KEY, NoiseRange, Settings
-from ..subject.memory import kept_features
 from ..subject.rights import tell_rights_of_run
 from ..unet import self_attentions
+from .features import References
 from .guided import GuidedStep, draw_step, predict_toward_reference
 from .patch import Call, Read, Reader, Reading
-from .reference import FeaturesKey, alone, features_key, reference_features, text_conditions
 from .regions import Area, Regions
 
 _OF_UNET = inspect.signature(UNetModel._forward)
@@ -77,7 +76,7 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
         made = executor(*args, **kwargs)
     finally:
         guider.model_options = options
-        run.kept.announce()
+        run.references.kept.announce()
     run.warn_if_unread()
     return made
 
@@ -88,13 +87,8 @@ class Run:
     def __init__(self, guider: Any, settings: Settings, shape: Sequence[int]) -> None:
         self.guider = guider
         self.settings = settings
-        both_sides = [2 * shape[0], *shape[1:]]
-        # memory that the host needs to take both sides in one batch; cached features must leave it free
-        self.reserve = max(
-            1.5 * guider.model_patcher.model.memory_required(both_sides),
-            comfy.model_management.minimum_inference_memory(),
-        )
         self.layers = list(self_attentions(guider.model_patcher))
+        self.references = References(guider.model_patcher, [a.subject for a in settings.subjects], self.layers, shape)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self.sigmas = model_sampling.sigmas.tolist()
         self.ranges = [NoiseRange.of(applied, model_sampling) for applied in settings.subjects]
@@ -107,11 +101,7 @@ class Run:
         self.asked = shape[0]  # pictures that the host asks about
         self.due: set[str] = set()  # what should be read in this run
         self.seen: set[int] = set()  # subjects that were read
-        self.conditions: dict[int, dict[str, Tensor]] = {}
         self.log_ms: dict[Hashable, Any] = {}
-        self.newest: dict[tuple[int, FeaturesKey], Features] = {}
-        self.kept = kept_features(guider.model_patcher)
-        self.kept.begin_run()
 
     def join(self, options: Options) -> None:
         """Add the run's wrappers to its transformer_options."""
@@ -197,8 +187,8 @@ class Run:
             rows = [Row(0, UNKNOWN)] * len(x)
         areas = [self._area(cond_id) for cond_id in of_chunks]
         spots = self.regions.spots(x, rows, areas, self.pictures, self.asked) if regions else []
-        time = model_sampling.timestep(sigmas).float()[:1]
-        features = cache(lambda: self._features_of(readings, sigma, time))
+        timestep = model_sampling.timestep(sigmas[:1])
+        features = cache(lambda: self._features_of(readings, sigma, timestep))
         if not _may_be_skipped(options):
             features()
         return Call(sigma, Batch(rows, places), wanted, readings, features, spots)
@@ -232,28 +222,14 @@ class Run:
         return None if area is None else tuple(area)
 
     def _features_of(
-        self, readings: Sequence[Reading], sigma: float, time: Tensor
+        self, readings: Sequence[Reading], sigma: float, timestep: Tensor
     ) -> dict[tuple[int, float], Features]:
-        """The references' keys and values, by subject and shift."""
-        needed = dict.fromkeys(read[:2] for reading in readings for read in reading)
-        return {(i, shift): self.features(i, sigma, shift, time) for i, shift in needed}
-
-    def features(self, i: int, sigma: float, shift: float, timestep: Tensor) -> Features:
-        """The reference's keys and values at this noise level, from the cache or computed now. timestep: [1]."""
-        level = shift_sigma(sigma, shift, self.sigmas)
-        subject, patcher, device = self.settings.subjects[i].subject, self.guider.model_patcher, timestep.device
-        encoders = self.active_encoders(sigma, subject)
-        strengths = [(e.encoding, e.strength) for e in encoders]
-        key = features_key(patcher, subject, self.layers, level, float(timestep), strengths)
-        found = self.newest.get((i, key)) or self.kept.model.get(subject.latent, key, device)
-        if found is None:
-            if i not in self.conditions:
-                self.conditions[i] = text_conditions(patcher, subject, device)
-            conditions = self.conditions[i]
-            with alone(patcher):
-                found = reference_features(patcher.model, subject, conditions, self.layers, level, timestep, encoders)
-            self.kept.keep(subject.latent, key, found, self.reserve)
-        self.newest = {k: kept for k, kept in self.newest.items() if k[1].timestep == key.timestep} | {(i, key): found}
+        """The references' keys and values, by subject and shift. timestep: [1], the network's."""
+        time, found = float(timestep), {}
+        for i, shift in dict.fromkeys(read[:2] for reading in readings for read in reading):
+            level = shift_sigma(sigma, shift, self.sigmas)
+            encoders = self.active_encoders(sigma, self.settings.subjects[i].subject)
+            found[i, shift] = self.references.features(i, level, time, timestep.device, encoders)
         return found
 
     # --- the U-Net -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...subject import Subject
 from ...tuning.config import TuningConfig
-from ..subject.memory import kept_features
+from ..memory import kept_features
 from .files import steps_of
 from .job import Job
 from .pairs import make_pairs

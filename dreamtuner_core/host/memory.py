@@ -9,7 +9,7 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from ...bank import Features, ReferenceBank, size
+from ..bank import Features, ReferenceBank, size
 
 ATTRIBUTE = "dreamtuner_features"  # of the host's model, which owns the features computed with it
 SHARE = 0.25  # of a device's free memory, at most, for the features of all models and subjects together
