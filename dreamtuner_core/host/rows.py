@@ -7,7 +7,7 @@ or call a layer with some of the rows. If it is ambiguous, the run stops with an
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from .options import PART, SIDES, WIDENED, Options, grid, values
 
 NEGATIVE = 1  # the place of the negative conditioning, as the host's guiders ask
 UNKNOWN = -1  # picture
-
-Who = TypeVar("Who", bound=Hashable)
-"""What a conditioning's rows read; equal if they read the same."""
 
 
 class Row(NamedTuple):
@@ -62,12 +59,29 @@ def _tile_by_tile(chunks: int, tiles: int, context: Tensor | None) -> bool:
     )
 
 
+class Group(NamedTuple):
+    """Rows of a layer that share one call.
+
+    whos: what each of them reads, or only one if they all read the same. part: their index in the layer's input.
+    rows: their rows in the batch.
+    """
+
+    whos: tuple[Any, ...]
+    part: slice | Tensor
+    rows: tuple[int, ...]
+
+
+def itself(who: Hashable) -> Hashable:
+    return who
+
+
 class Batch:
     """The rows of one call of the U-Net, found again at its layers. sides: of each conditioning at its input."""
 
     def __init__(self, rows: Sequence[Row], sides: Sequence[int]) -> None:
         self.rows, self.sides = list(rows), list(sides)
         self._whole: Tensor | None = None
+        self._groups: dict[Hashable, tuple[list[Group], Tensor | None]] = {}  # most layers have the same ones
 
     def at(self, x: Tensor, options: Options, whos: Sequence[Hashable]) -> list[int]:
         """For each row of x [R, N, C], a layer's input: which row of the batch it is.
@@ -91,26 +105,45 @@ class Batch:
         self,
         x: Tensor,
         options: Options,
-        whos: Sequence[Who],
-        read: Callable[[Who, slice | Tensor, list[int]], Tensor],
-        alike: Callable[[Who], Hashable] = lambda who: who,
+        whos: Sequence[Hashable],
+        read: Callable[[Group], Tensor],
+        alike: Callable[[Any], Hashable] = itself,
     ) -> Tensor:
         """A layer's output for x [R, N, C], in the order of its rows: one call of `read` for all rows that read alike.
 
-        read: (what the first of them reads, their index in x, their rows in the batch) -> their output.
-        alike: equal for rows that can share a call; by default those that read the same.
+        whos: what each conditioning reads. alike: equal for rows that can share a call; by default those that read the
+        same.
         """
-        rows = self.at(x, options, whos)
-        together: dict[Hashable, tuple[Who, list[int]]] = {}
-        for here, row in enumerate(rows):
-            who = whos[self.rows[row].chunk]
-            together.setdefault(alike(who), (who, []))[1].append(here)
-        parts = [read(who, _selection(here, x.device), [rows[i] for i in here]) for who, here in together.values()]
-        order = [i for _, here in together.values() for i in here]
+        rows = tuple(self.at(x, options, whos))
+        key = (rows, tuple(whos), alike, x.device)
+        if key not in self._groups:
+            self._groups[key] = self._grouped(*key)
+        groups, order = self._groups[key]
+        parts = [read(group) for group in groups]
         if len(parts) == 1:
             return parts[0]
         joined = torch.cat(parts)
-        return joined if order == sorted(order) else joined[torch.tensor(order, device=x.device).argsort()]
+        return joined if order is None else joined[order]
+
+    def _grouped(
+        self,
+        rows: Sequence[int],
+        whos: Sequence[Hashable],
+        alike: Callable[[Any], Hashable],
+        device: torch.device,
+    ) -> tuple[list[Group], Tensor | None]:
+        """The groups, and the order that puts their rows where they were; None if they are."""
+        together: dict[Hashable, list[int]] = {}
+        for here, row in enumerate(rows):
+            together.setdefault(alike(whos[self.rows[row].chunk]), []).append(here)
+        groups = []
+        for some in together.values():
+            of_batch = tuple(rows[i] for i in some)
+            reading = tuple(whos[self.rows[row].chunk] for row in of_batch)
+            reading = reading if len(set(reading)) > 1 else reading[:1]
+            groups.append(Group(reading, _selection(some, device), of_batch))
+        order = [i for some in together.values() for i in some]
+        return groups, None if order == sorted(order) else torch.tensor(order, device=device).argsort()
 
     def _folded(self, x: Tensor, options: Options) -> list[int] | None:
         """Each row in several with fewer tokens, one after the other, as HyperTile does."""

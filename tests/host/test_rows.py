@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from dreamtuner_pack.dreamtuner_core.host.rows import UNKNOWN, Batch, Row, Spot, cut, find, rows_of_call
+from dreamtuner_pack.dreamtuner_core.host.rows import UNKNOWN, Batch, Group, Row, Spot, cut, find, rows_of_call
 from torch import Tensor
 
 C, U, E = "wanted", "unwanted", "empty"
@@ -133,9 +133,9 @@ def test_what_reads_the_same_is_read_together(order: list[int]) -> None:
     rows = [Row(i % 2, 0) for i in order]
     batch, x, calls = Batch(rows, [0, 1]), layer(4), []
 
-    def read(who: str, part: Any, of: list[int]) -> Tensor:
-        calls.append(who)
-        return x[part] * (2.0 if who == C else 3.0)
+    def read(group: Group) -> Tensor:
+        calls.append(*group.whos)
+        return x[group.part] * (2.0 if group.whos == (C,) else 3.0)
 
     out = batch.by_who(x, GRID, [C, U], read)
     assert sorted(calls) == [U, C]

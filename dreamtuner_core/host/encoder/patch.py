@@ -31,7 +31,7 @@ from ..options import (
     with_patches,
     with_replacements,
 )
-from ..rows import Batch, Row
+from ..rows import Batch, Group, Row
 from ..settings import AppliedEncoder
 from ..unet import Layer
 
@@ -115,8 +115,9 @@ def middle_patch(
     def add(h: Tensor, options: Options) -> Tensor:
         layer, attention = _layer(options), _attention(options)
 
-        def read(side: bool, part: slice | Tensor, _: list[int]) -> Tensor:
-            rows = out = h[part]
+        def read(group: Group) -> Tensor:
+            (side,), rows = group.whos, h[group.part]
+            out = rows
             for e in encoders:
                 if e.reads(side):
                     subject = e.keys_values(layer, side, rows)
@@ -137,12 +138,12 @@ def cross_attention_patch(
         text = (standing or plain_attention)(q, k, v, options)
         layer, attention = _layer(options), _attention(options)
 
-        def read(side: bool, part: slice | Tensor, _: list[int]) -> Tensor:
-            out = text[part]
+        def read(group: Group) -> Tensor:
+            (side,), out = group.whos, text[group.part]
             for e in encoders:
                 if e.reads(side):
                     image = e.keys_values(layer, side, q)
-                    out = beside_text(out, q[part], image, options[HEADS], e.strength, attention)
+                    out = beside_text(out, q[group.part], image, options[HEADS], e.strength, attention)
             return out
 
         return batch.by_who(q, options, wanted, read)

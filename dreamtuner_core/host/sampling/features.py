@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import comfy.model_management
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -36,40 +35,42 @@ class References:
         self.conditions: dict[int, dict[str, Tensor]] = {}
         self.newest: dict[tuple[int, FeaturesKey], Features] = {}
 
-    def features(
-        self, i: int, sigma: float, time: float, device: torch.device, encoders: Sequence[EncoderAtWork]
-    ) -> Features:
+    def features(self, i: int, sigma: float, network: Tensor, encoders: Sequence[EncoderAtWork]) -> Features:
         """K and V of subject i by layer, from the cache or computed now.
 
-        sigma: its noise level. time: the network's timestep for the generated image. encoders: those applied with
-        the same subject.
+        sigma: its noise level. network: [1], that of the generated image, whose timestep the network is told.
+        encoders: those applied with the same subject.
         """
         subject, strengths = self.subjects[i], [(e.encoding, e.strength) for e in encoders]
-        key = features_key(self.patcher, subject, self.layers, sigma, time, strengths)
-        found = self.newest.get((i, key)) or self.kept.model.get(subject.latent, key, device)
+        key = features_key(self.patcher, subject, self.layers, sigma, float(network), strengths)
+        found = self.newest.get((i, key)) or self.kept.model.get(subject.latent, key, network.device)
         if found is None:
-            found = self._computed(i, sigma, torch.tensor([time], device=device), encoders)
+            found = self._computed(i, sigma, network, encoders)
             self.kept.keep(subject.latent, key, found, self.reserve)
-        self.newest = {k: kept for k, kept in self.newest.items() if k[1].timestep == time} | {(i, key): found}
+        self.newest = {k: kept for k, kept in self.newest.items() if k[1].network == key.network} | {(i, key): found}
         return found
 
-    def _computed(self, i: int, sigma: float, timestep: Tensor, encoders: Sequence[EncoderAtWork]) -> Features:
+    def _computed(self, i: int, sigma: float, network: Tensor, encoders: Sequence[EncoderAtWork]) -> Features:
+        model, subject = self.patcher.model, self.subjects[i]
         if i not in self.conditions:
-            self.conditions[i] = text_conditions(self.patcher, self.subjects[i], timestep.device)
+            self.conditions[i] = text_conditions(self.patcher, subject, network.device)
         with alone(self.patcher):
             return reference_features(
-                model=self.patcher.model,
-                subject=self.subjects[i],
+                model=model,
+                subject=subject,
                 conditions=self.conditions[i],
                 layers=self.layers,
                 sigma=sigma,
-                timestep=timestep,
+                timestep=model.model_sampling.timestep(network).float(),
                 encoders=encoders,
             )
 
 
 class FeaturesKey(NamedTuple):
-    """Everything that the features depend on, except the model and the latent (see host/memory)."""
+    """Everything that the features depend on, except the model and the latent (see host/memory).
+
+    sigma: the reference's noise level. network: that of the generated image, whose timestep the network is told.
+    """
 
     subject: Hashable
     weights: Hashable
@@ -77,7 +78,7 @@ class FeaturesKey(NamedTuple):
     objects: Hashable
     layers: tuple[Layer, ...]
     sigma: float
-    timestep: float
+    network: float
     encoders: Hashable = ()
 
 
@@ -86,7 +87,7 @@ def features_key(
     subject: Subject,
     layers: list[Layer],
     sigma: float,
-    timestep: float,
+    network: float,
     encoders: Sequence[tuple[object, float]] = (),
 ) -> FeaturesKey:
     """The key of one noise level, for the U-Net's weights as they are now.
@@ -110,7 +111,7 @@ def features_key(
         ),
         tuple(layers),
         sigma,
-        timestep,
+        network,
         tuple((_Same(encoding), strength) for encoding, strength in encoders),
     )
 

@@ -13,7 +13,7 @@ from ...attention import ReferenceTokens
 from ...bank import Features
 from ..kernels import Way, plain_attention, way_of_eq3
 from ..options import HEADS, PATCHES, Options, Patch, replacement, with_patches, with_replacements
-from ..rows import Batch, Spot
+from ..rows import Batch, Group, Spot
 from ..settings import AppliedSubject
 from ..unet import Layer
 from .regions import Regions
@@ -113,24 +113,25 @@ class Reader:
     ) -> None:
         self.call, self.subjects, self.regions, self.log_ms, self.seen = call, subjects, regions, log_ms, seen
         self.follower = TokenFollower()
+        self.weights: dict[Hashable, Tensor] = {}  # layers of one size share a mask
 
     def joined(self, options: Options, layers: Sequence[Layer]) -> Options:
         """The options in which every layer that reads has Eq. 3, around what stands there."""
-        read = {layer: self.at_layer(layer) for layer in layers}
+        read = {block: self.in_block(block) for block in {layer.block for layer in layers}}
         patches = {
-            layer: self.patch(layer, readings, replacement(options, "attn1", layer))
-            for layer, readings in read.items()
-            if any(readings)
+            layer: self.patch(layer, read[layer.block], replacement(options, "attn1", layer))
+            for layer in layers
+            if any(read[layer.block])
         }
         before = options.get(PATCHES, {}).get("attn1_patch")
         if before and self.call.spots:
             options = with_patches(options, "attn1_patch", self.follower.around(before))
         return with_replacements(options, "attn1", patches)
 
-    def at_layer(self, layer: Layer) -> list[Reading]:
-        """What each conditioning reads there: not the subjects that this part of the U-Net leaves out."""
+    def in_block(self, block: str) -> list[Reading]:
+        """What each conditioning reads in that part of the U-Net: not the subjects that it leaves out."""
         return [
-            tuple(read for read in reading if layer.block in self.subjects[read.subject].blocks)
+            tuple(read for read in reading if block in self.subjects[read.subject].blocks)
             for reading in self.call.readings
         ]
 
@@ -142,38 +143,39 @@ class Reader:
             if k.shape[0] != q.shape[0]:  # HyperTile folds q alone; the host's kernels then fold k and v like this
                 k, v = (x.reshape(q.shape[0], -1, x.shape[-1]) for x in (k, v))
 
-            def attend(first: Reading, part: slice | Tensor, rows: list[int]) -> Tensor:
-                own_part = None if own is None else own[part]
-                if not first:
-                    return plain_attention(q[part], k[part], v[part], options) if own_part is None else own_part
-                of_rows = self._readings(readings, rows)
-                found = [self.follower.follow(r, part) for r in self._references(of_rows, layer, rows, options)]
+            def attend(group: Group) -> Tensor:
+                q_rows, k_rows, v_rows = q[group.part], k[group.part], v[group.part]
+                own_rows = None if own is None else own[group.part]
+                if not group.whos[0]:
+                    return plain_attention(q_rows, k_rows, v_rows, options) if own_rows is None else own_rows
+                found = self._references(group, layer, options)
                 way = way_of_eq3(q, found, own, options)
-                log_m = self._log_m(way, of_rows, found, q[part], k.shape[1], options)
-                return way.attend(q[part], k[part], v[part], found, options[HEADS], own_part, log_m)
+                log_m = self._log_m(way, group.whos, found, q_rows, k.shape[1], options)
+                return way.attend(q_rows, k_rows, v_rows, found, options[HEADS], own_rows, log_m)
 
             return self.call.batch.by_who(q, options, readings, attend, _sources)
 
         return read
 
-    def _readings(self, readings: Sequence[Reading], rows: Sequence[int]) -> tuple[Reading, ...]:
-        """What each of those rows of the batch reads; only one where all read by the same weights."""
-        of_rows = tuple(readings[self.call.batch.rows[row].chunk] for row in rows)
-        return of_rows if len(set(of_rows)) > 1 else of_rows[:1]
-
-    def _references(
-        self, of_rows: Sequence[Reading], layer: Layer, rows: Sequence[int], options: Options
-    ) -> list[ReferenceTokens]:
-        """The tokens that are read at a layer, with their regions for those rows of the batch."""
-        spots = [self.call.spots[row] for row in rows] if self.call.spots else []
-        found = []
-        for same in zip(*of_rows):  # one subject as each of the rows reads it
-            i, shift, weight = same[0]
-            k, v, mask = self.call.features()[i, shift][layer]
-            weights = weight * mask if len(same) == 1 else mask * mask.new_tensor([[read.weight] for read in same])
-            found.append(ReferenceTokens(k, v, weights, self.regions.at(i, spots, options, k.device)))
+    def _references(self, group: Group, layer: Layer, options: Options) -> list[ReferenceTokens]:
+        """The tokens that are read at a layer, with their regions for those rows."""
+        spots = [self.call.spots[row] for row in group.rows] if self.call.spots else []
+        features, found = self.call.features(), []
+        for same in zip(*group.whos):  # one subject as each of the rows reads it
+            i, shift, _ = same[0]
+            k, v, mask = features[i, shift][layer]
+            region = self.regions.at(i, spots, options, k.device)
+            found.append(self.follower.follow(ReferenceTokens(k, v, self._weight(same, mask), region), group.part))
             self.seen.add(i)
         return found
+
+    def _weight(self, reads: tuple[Read, ...], mask: Tensor) -> Tensor:
+        """w_ref * m_r of one subject's tokens: [M], or [rows, M] where rows read it by weights of their own."""
+        key = (reads, id(mask))  # the call's features hold the mask
+        if key not in self.weights:
+            weights = [[read.weight] for read in reads]
+            self.weights[key] = mask * (weights[0][0] if len(reads) == 1 else mask.new_tensor(weights))
+        return self.weights[key]
 
     def _log_m(
         self,

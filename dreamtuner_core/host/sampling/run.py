@@ -66,7 +66,7 @@ def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
     run = Run(
         guider,
         replace(settings, subjects=subjects, encoders=encoders),
-        _bind(executor, args, kwargs).arguments["noise"].shape,
+        _arguments(inspect.signature(executor.original), args, kwargs)["noise"].shape,
     )
     tell_rights_of_run(a.subject for a in (*subjects, *encoders))
     options = guider.model_options
@@ -102,6 +102,7 @@ class Run:
         self.due: set[str] = set()  # what should be read in this run
         self.seen: set[int] = set()  # subjects that were read
         self.log_ms: dict[Hashable, Any] = {}
+        self.signature = cache(inspect.signature)
 
     def join(self, options: Options) -> None:
         """Add the run's wrappers to its transformer_options."""
@@ -129,11 +130,14 @@ class Run:
         found = [e for e, levels in zip(self.encoders, self.encoder_ranges) if levels.holds(sigma)]
         return found if subject is None else [e for e in found if e.encoding is subject.encoding]
 
+    def _arguments(self, executor: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return _arguments(self.signature(executor.original), args, kwargs)
+
     # --- a step --------------------------------------------------------------------------------------------------
 
     def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         """PREDICT_NOISE wrapper: store the step's images; with guidance, predict by Eq. 4 or Eq. 5."""
-        call = _bind(executor, args, kwargs).arguments
+        call = self._arguments(executor, args, kwargs)
         self.pictures = call["x"]
         try:
             guidance, conds = self.settings.guidance, self.guider.conds
@@ -148,7 +152,7 @@ class Run:
 
     def ask(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """CALC_COND_BATCH wrapper: store the number of images in this request, and what should be read."""
-        call = _bind(executor, args, kwargs).arguments
+        call = self._arguments(executor, args, kwargs)
         sigma = float(call["timestep"].max())
         self.due |= {"subject"} if self.active(sigma) else set()
         self.due |= {"encoder"} if self.active_encoders(sigma) else set()
@@ -162,17 +166,14 @@ class Run:
 
     def prepare(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         """APPLY_MODEL wrapper: determine the rows of this call and what they read, before other packs change it."""
-        call = _bind(executor, args, kwargs).arguments
-        model_sampling = executor.class_obj.model_sampling
-        self.call = self._call(call["x"], call["t"], call["c_crossattn"], call["transformer_options"], model_sampling)
+        call = self._arguments(executor, args, kwargs)
+        self.call = self._call(call["x"], call["t"], call["c_crossattn"], call["transformer_options"])
         try:
             return executor(*args, **kwargs)
         finally:
             self.call = None
 
-    def _call(
-        self, x: Tensor, sigmas: Tensor, context: Tensor | None, options: Options, model_sampling: Any
-    ) -> Call | None:
+    def _call(self, x: Tensor, sigmas: Tensor, context: Tensor | None, options: Options) -> Call | None:
         """The call's rows, what they read, and the features of it; None if nothing is read."""
         sigma = float(options.get(SIGMAS, sigmas).max())
         if not self.active(sigma) and not self.active_encoders(sigma):
@@ -185,10 +186,9 @@ class Run:
             rows = rows_of_call(len(x), len(places), self.asked, context)
         else:  # all read the same
             rows = [Row(0, UNKNOWN)] * len(x)
-        areas = [self._area(cond_id) for cond_id in of_chunks]
+        areas = [self._area(cond_id) for cond_id in of_chunks] if regions else []
         spots = self.regions.spots(x, rows, areas, self.pictures, self.asked) if regions else []
-        timestep = model_sampling.timestep(sigmas[:1])
-        features = cache(lambda: self._features_of(readings, sigma, timestep))
+        features = cache(lambda: self._features_of(readings, sigma, sigmas[:1]))
         if not _may_be_skipped(options):
             features()
         return Call(sigma, Batch(rows, places), wanted, readings, features, spots)
@@ -222,14 +222,14 @@ class Run:
         return None if area is None else tuple(area)
 
     def _features_of(
-        self, readings: Sequence[Reading], sigma: float, timestep: Tensor
+        self, readings: Sequence[Reading], sigma: float, network: Tensor
     ) -> dict[tuple[int, float], Features]:
-        """The references' keys and values, by subject and shift. timestep: [1], the network's."""
-        time, found = float(timestep), {}
+        """The references' keys and values, by subject and shift. network: [1], the noise level that it is told."""
+        found = {}
         for i, shift in dict.fromkeys(read[:2] for reading in readings for read in reading):
             level = shift_sigma(sigma, shift, self.sigmas)
             encoders = self.active_encoders(sigma, self.settings.subjects[i].subject)
-            found[i, shift] = self.references.features(i, level, time, timestep.device, encoders)
+            found[i, shift] = self.references.features(i, level, network, encoders)
         return found
 
     # --- the U-Net -----------------------------------------------------------------------------------------------
@@ -263,8 +263,8 @@ def _may_be_skipped(options: Options) -> bool:
     return {key for key, wrappers in around.items() if wrappers} - {KEY} == {EASY_CACHE}
 
 
-def _bind(executor: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-    """The arguments of the wrapped call by name, whether they came by position or keyword."""
-    call = inspect.signature(executor.original).bind(*args, **kwargs)
+def _arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, whether they came by position or keyword."""
+    call = signature.bind(*args, **kwargs)
     call.apply_defaults()
-    return call
+    return call.arguments
