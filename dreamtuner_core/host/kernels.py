@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention as host
@@ -36,9 +37,13 @@ class Way(NamedTuple):
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
     """The host's own attention, without a replacement, but with another pack's choice of kernel: [B, N, C]."""
-    takes_options = "kwargs" in inspect.signature(host.optimized_attention).parameters  # from 0.3.53 on
-    more = {"transformer_options": options} if takes_options else {}
+    more = {"transformer_options": options} if _takes_options(host.optimized_attention) else {}
     return host.optimized_attention(q, k, v, options[HEADS], attn_precision=precision(options), **more)
+
+
+@lru_cache(maxsize=8)
+def _takes_options(kernel: Callable[..., Tensor]) -> bool:
+    return "kwargs" in inspect.signature(kernel).parameters  # from 0.3.53 on
 
 
 BY_BIAS = Way(
