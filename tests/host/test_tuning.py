@@ -2,7 +2,8 @@
 
 import json
 import resource
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from dreamtuner_pack.dreamtuner_core.tuning.report import report
 from families import text, tiny_model
 from graph import attend, kept_bytes, sample
 from graph import subject as random_subject
+from torch import Tensor
 from tuning_ends import Stop, picture, same, stop_at, tensors
 from tuning_world import EMBEDDINGS, SETTINGS, STEPS, World, folders, tiny_clip
 
@@ -271,6 +273,37 @@ def test_report_shows_the_losses_and_samples_of_the_state(world: World) -> None:
         ["a dog rex", "a dog rex", "a dog"],
     )
     assert torch.equal(tuned.report, wanted)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["the text encoder stays", "it is trained"])
+def test_nothing_is_encoded_or_decoded_twice(world: World, trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text encoder and the VAE never get one input twice, unless the weights have changed in between.
+
+    What is trained is asked once more with gradients after a sample without them.
+    """
+    calls: list[Any] = []
+    steps = [0]
+    advance = Tuning.advance
+
+    def count(thing: Any, name: str, *state: Callable[[], Any]) -> None:
+        original = getattr(thing, name)
+
+        def counting(given: Any) -> Any:
+            calls.append((name, json.dumps(given, default=Tensor.tolist), *(of() for of in state)))
+            return original(given)
+
+        monkeypatch.setattr(thing, name, counting)
+
+    count(
+        world.clip.cond_stage_model, "encode_token_weights", torch.is_inference_mode_enabled, lambda: trained * steps[0]
+    )
+    count(world.vae, "encode")
+    count(world.vae, "decode")
+    monkeypatch.setattr(Tuning, "advance", lambda tuning: (advance(tuning), steps.__setitem__(0, steps[0] + 1))[0])
+    world.tune(steps=3, text_encoder=trained, regular_from="both")
+    assert steps == [3]
+    assert {name for name, *_ in calls} == {"encode_token_weights", "encode", "decode"}
+    assert [call for call, times in Counter(calls).items() if times > 1] == []
 
 
 # --- regular pictures ------------------------------------------------------------------------------------------------

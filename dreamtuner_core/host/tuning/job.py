@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import comfy.model_management
@@ -24,7 +25,7 @@ from .encoder import applied_encoder
 from .files import SETTINGS, TuningFiles
 from .predict import parametrisation
 from .progress import Progress
-from .texts import ClassTexts
+from .texts import ClassTexts, tokenize
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,11 @@ class Job:
     @cached_property
     def texts(self) -> ClassTexts:
         return ClassTexts(self.clip, self.class_word)
+
+    @cached_property
+    def encoded(self) -> Callable[[str], list]:
+        """Gives a text as the host's CONDITIONING, by the untrained text encoder; each is encoded once."""
+        return cache(lambda text: self.clip.encode_from_tokens_scheduled(tokenize(self.clip, text)))
 
     @cached_property
     def encoder(self) -> AppliedEncoder | None:

@@ -12,13 +12,12 @@ from ...subject import Subject
 from ...tuning.pairs import Pairs
 from .job import Job
 from .regular import flipped_pair, regular_latents
-from .texts import tokenize
 
 
 def make_pairs(job: Job) -> Pairs:
     """The training pairs. Generates the missing regular images: first those like the subject, then the plain class."""
     resembling, of_class = job.config.shares
-    bare = _encoded(job, f"a {job.texts.class_word}")
+    bare = job.encoded(job.texts.a_class)
     regular = [
         _regular(job, job.subject, caption(job) or bare, count=resembling, before=0),
         _regular(job, None, bare, count=of_class, before=resembling),
@@ -32,7 +31,7 @@ def make_pairs(job: Job) -> Pairs:
 def caption(job: Job) -> Any | None:
     """The subject's caption as the host's CONDITIONING; None if there is none, or it is that of an empty text."""
     caption = job.subject.caption
-    return None if caption is None or _same_text(caption, _encoded(job, "")) else caption
+    return None if caption is None or _same_text(caption, job.encoded("")) else caption
 
 
 def _regular(job: Job, subject: Subject | None, text: Any, count: int, before: int) -> Tensor:
@@ -42,15 +41,11 @@ def _regular(job: Job, subject: Subject | None, text: Any, count: int, before: i
         vae=job.vae,
         subject=subject,
         positive=text,
-        negative=_encoded(job, ""),
+        negative=job.encoded(""),
         latent_shape=job.subject.latent.shape,
         count=count,
         drawn=lambda done, _: job.progress.regular(before + done, job.config.regular_pictures),
     )
-
-
-def _encoded(job: Job, text: str) -> Any:
-    return job.clip.encode_from_tokens_scheduled(tokenize(job.clip, text))
 
 
 def _mask(subject: Subject) -> Tensor | None:

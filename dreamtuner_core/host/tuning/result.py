@@ -52,7 +52,7 @@ def result(job: Job) -> Tuned:
 def _report(job: Job) -> Tensor:
     """The loss, and the samples nearest to the milestones, from the state on disk: [1, H, W, 3] in 0..1."""
     state = stored_state(job) or {}
-    samples, a_class = samples_of(state), f"a {job.texts.class_word}"
+    samples, a_class = samples_of(state), job.texts.a_class
     asked = milestones(job.config.steps) if samples else []
     shown = {min(samples, key=lambda step: abs(step - milestone)) for milestone in asked}
     return report(

@@ -30,7 +30,8 @@ class ClassTexts:
         """Raises ValueError, in one sentence, without a class word, or for the CLIP of an unsupported model."""
         self.clip, network = clip, clip.cond_stage_model
         self.class_word = checked_class_word(class_word)
-        self.tokens: Tokens = tokenize(clip, f"a {self.class_word}")
+        self.a_class = f"a {self.class_word}"
+        self.tokens: Tokens = tokenize(clip, self.a_class)
         encoders = {name: getattr(network, f"clip_{name}", None) for name in self.tokens}
         if not encoders or not all(isinstance(encoder, SDClipModel) for encoder in encoders.values()):
             raise ValueError(

@@ -43,11 +43,11 @@ class Training:
         self.latent_shape = torch.Size((1, *pairs.reference.shape[1:]))
         self.samples: dict[int, Tensor] = {}
         self.saved_at = 0
-        self.class_text: Text | None = None
         with torch.inference_mode(False):
             self._build_networks()
             text = caption(job) if config.regular_from == "both" else None
             self.caption = None if text is None else Text.of(text).clone()
+            self.class_text = None if config.text_encoder else Text.of(job.encoded(self.texts.a_class)).clone()
             self.tuning = Tuning(
                 config=config,
                 groups=self._groups(),
@@ -154,9 +154,7 @@ class Training:
         """The text of that regular image: "a <class>", or the caption for one that resembles the subject."""
         if self.caption is not None and regular < self.config.shares[0]:
             return self.caption
-        if self.config.text_encoder or self.class_text is None:
-            self.class_text = self._encode_with_grad(self.texts.tokens)
-        return self.class_text
+        return self.class_text or self._encode_with_grad(self.texts.tokens)
 
     def _encode(self, tokens: Tokens) -> Text:
         return self.texts.encode(self.text.patcher.model, tokens)
@@ -167,13 +165,19 @@ class Training:
         with saved:
             return self._encode(tokens)
 
+    def _without_word(self, text: str) -> list:
+        """A text without S* as the host's CONDITIONING, by the text encoder as it is now."""
+        if not (self.config.text_encoder and self.tuning.step):
+            return self.job.encoded(text)
+        return self._encode(tokenize(self.job.clip, text)).conditioning()
+
     @torch.inference_mode()
     def _sample(self) -> Tensor:
         """Samples of the current model, [3, h, w, 3] in 0..255: the subject twice, and the plain class."""
         self.load()
-        texts = [self.texts.with_word()] * len(SAMPLE_SEEDS) + [self.texts.tokens]
-        positives = [self._encode(tokens).conditioning() for tokens in texts]
-        negative = self._encode(tokenize(self.job.clip, "")).conditioning()
+        word = self._encode(self.texts.with_word()).conditioning()
+        positives = [*[word] * len(SAMPLE_SEEDS), self._without_word(self.texts.a_class)]
+        negative = self._without_word("")
         bare = self.unet.patcher
         shown = bare if self.encoder is None else self.encoder.on(bare)
         models, drawn = [*[shown] * len(SAMPLE_SEEDS), bare], []
