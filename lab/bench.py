@@ -70,6 +70,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer steps and rounds")
     parser.add_argument("--all", action="store_true", help="also Subject Tuning and the choices; 9 minutes on a GPU")
+    parser.add_argument("--tuning", action="store_true", help="a step of Subject Tuning and its parts, nothing else")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     parser.add_argument("--sdxl", action="store_true", help="SDXL too without a GPU (at 512 pixels; 12 GB)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="the device; else a GPU if there is one")
@@ -155,27 +156,32 @@ def _processor() -> str:
 
 def _measure(plans: Sequence[Plan], options: argparse.Namespace, on_cpu: bool, figures: dict[str, Any]) -> None:
     """Measure everything that the options select, print each row at once, and add it to the figures."""
-    import torch
-
     figures |= _machine()
     print(lines.heading(figures), flush=True)
     parts: dict[str, list[dict[str, Any]]] = {"rows": [], "training": [], "tuning": [], "ways": [], "levels": []}
     figures |= parts
     for plan in plans:
-        with torch.inference_mode():
-            bench = Bench(plan)
-            parts["rows"] += _cells(bench)
-            if options.all:
-                _choices(bench, parts)
-            bench.close()
+        if not options.tuning:
+            _sampling(plan, options, parts)
         trainable = plan.model != "sdxl" or not on_cpu  # its gradients alone are 10 GB
-        if trainable and not options.quick:
+        if trainable and not (options.quick or options.tuning):
             parts["training"] += _shown([training_row(plan)], lines.training)
-        if trainable and options.all:
+        if trainable and (options.all or options.tuning):
             parts["tuning"] += _shown([tuning_row(plan, 2 if options.tiny else TUNING_STEPS)], lines.tuning)
     figures["load_after"] = os.getloadavg()[0]
     if figures["load_before"] > IDLE * figures["cores"]:
         print(f"Other work was running (load {figures['load_before']:.1f}): these figures are less reliable.")
+
+
+def _sampling(plan: Plan, options: argparse.Namespace, parts: dict[str, list[dict[str, Any]]]) -> None:
+    import torch
+
+    with torch.inference_mode():
+        bench = Bench(plan)
+        parts["rows"] += _cells(bench)
+        if options.all:
+            _choices(bench, parts)
+        bench.close()
 
 
 def _cells(bench: Bench) -> Iterator[dict[str, Any]]:

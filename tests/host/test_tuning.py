@@ -281,27 +281,24 @@ def test_nothing_is_encoded_or_decoded_twice(world: World, trained: bool, monkey
 
     What is trained is asked once more with gradients after a sample without them.
     """
-    calls: list[Any] = []
-    steps = [0]
-    advance = Tuning.advance
+    calls, taken, advance = [], [], Tuning.advance
 
-    def count(thing: Any, name: str, *state: Callable[[], Any]) -> None:
+    def count(thing: Any, name: str, state: Callable[[], Any] = lambda: None) -> None:
         original = getattr(thing, name)
 
         def counting(given: Any) -> Any:
-            calls.append((name, json.dumps(given, default=Tensor.tolist), *(of() for of in state)))
+            calls.append((name, json.dumps(given, default=Tensor.tolist), state()))
             return original(given)
 
         monkeypatch.setattr(thing, name, counting)
 
-    count(
-        world.clip.cond_stage_model, "encode_token_weights", torch.is_inference_mode_enabled, lambda: trained * steps[0]
-    )
+    state = lambda: (torch.is_inference_mode_enabled(), len(taken) if trained else 0)  # noqa: E731
+    count(world.clip.cond_stage_model, "encode_token_weights", state)
     count(world.vae, "encode")
     count(world.vae, "decode")
-    monkeypatch.setattr(Tuning, "advance", lambda tuning: (advance(tuning), steps.__setitem__(0, steps[0] + 1))[0])
+    monkeypatch.setattr(Tuning, "advance", lambda tuning: taken.append(advance(tuning)) or taken[-1])
     world.tune(steps=3, text_encoder=trained, regular_from="both")
-    assert steps == [3]
+    assert len(taken) == 3
     assert {name for name, *_ in calls} == {"encode_token_weights", "encode", "decode"}
     assert [call for call, times in Counter(calls).items() if times > 1] == []
 

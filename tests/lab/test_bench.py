@@ -48,6 +48,13 @@ def test_all_of_it_on_tiny_models(report: Path, capsys: pytest.CaptureFixture[st
         assert of_model["levels"][0]["same"]
 
 
+def test_tuning_alone(report: Path) -> None:
+    assert bench.main(["--device", "cpu", "--tuning", "--tiny", "--json", str(report)]) == 0
+    figures = json.loads(report.read_text())
+    assert [row["model"] for row in figures["tuning"]] == ["tiny", "tinyxl"]
+    assert not any(figures[part] for part in PARTS_OF_JSON if part != "tuning")
+
+
 def test_a_missing_gpu_is_said(host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert bench.main(["--device", "cuda", "--tiny"]) == 2
