@@ -31,7 +31,16 @@ from .model import KeysValues
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by the width of the text context
 HEAD_SIZE = 64  # of the resampler, in every public file
 PAIR = re.compile(r"ip_adapter\.(\d{1,4})\.to_k_ip\.weight")
+RESAMPLER_LAYER = re.compile(r"layers\.(\d{1,2})\.")
 LARGEST = 16384  # of any width
+PLAIN = {"proj.weight": 2, "norm.weight": 1}  # what tells the kinds apart, and the number of its dimensions
+PLUS = {
+    "latents": 3,
+    "proj_in.weight": 2,
+    "proj_out.weight": 2,
+    "layers.0.0.to_q.weight": 2,
+    "layers.0.1.1.weight": 2,
+}
 
 
 def is_ip_adapter(keys: Collection[str]) -> bool:
@@ -73,24 +82,39 @@ class IPAdapterConfig:
             key.removeprefix("image_proj."): shape for key, shape in shapes.items() if key.startswith("image_proj.")
         }
         pairs = {int(found[1]): shape for key, shape in shapes.items() if (found := PAIR.fullmatch(key))}
-        plus = {"latents", "proj_in.weight", "proj_out.weight", "layers.0.0.to_q.weight", "layers.0.1.1.weight"}
-        plain = {"proj.weight", "norm.weight"}
-        ranks = {"latents": 3, "norm.weight": 1}
-        needed = plus if plus <= projection.keys() else plain
-        if not needed <= projection.keys() or not pairs or any("lora" in key for key in shapes):
+        kind = PLUS if PLUS.keys() <= projection.keys() else PLAIN
+        if not kind.keys() <= projection.keys() or not pairs or any("lora" in key for key in shapes):
             raise ValueError("is an IP-Adapter of another kind (such as FaceID or full-face): expected plain or plus.")
-        seen = [(projection[key], ranks.get(key, 2)) for key in needed] + [(shape, 2) for shape in pairs.values()]
+        seen = [(projection[key], rank) for key, rank in kind.items()] + [(shape, 2) for shape in pairs.values()]
         if len(pairs) > 512 or any(len(s) != rank or not all(0 < n <= 16 * LARGEST for n in s) for s, rank in seen):
             raise ValueError("has the names of an IP-Adapter, but its weights have shapes that no such file has.")
-        inner = {n: shape[0] for n, shape in pairs.items()}
-        if needed is plain:
-            (width, embedding), (context,) = projection["proj.weight"], projection["norm.weight"]
-            return cls(context, embedding, width // context, inner)
-        _, tokens, width = projection["latents"]
-        layers = 1 + max(int(key.split(".")[1]) for key in projection if re.match(r"layers\.\d{1,2}\.", key))
-        attention, hidden = projection["layers.0.0.to_q.weight"][0], projection["layers.0.1.1.weight"][0]
-        resampler = ResamplerConfig(width, layers, attention, hidden)
-        return cls(projection["proj_out.weight"][0], projection["proj_in.weight"][1], tokens, inner, resampler)
+        sizes = _plus_sizes(projection) if kind is PLUS else _plain_sizes(projection)
+        return cls(**sizes, pairs={n: inner for n, (inner, _) in pairs.items()})
+
+
+def _plain_sizes(projection: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    (width, embedding_width), (context_width,) = projection["proj.weight"], projection["norm.weight"]
+    return {
+        "context_width": context_width,
+        "embedding_width": embedding_width,
+        "tokens": width // context_width,
+    }
+
+
+def _plus_sizes(projection: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    _, tokens, width = projection["latents"]
+    layers = (int(found[1]) for key in projection if (found := RESAMPLER_LAYER.match(key)))
+    return {
+        "context_width": projection["proj_out.weight"][0],
+        "embedding_width": projection["proj_in.weight"][1],
+        "tokens": tokens,
+        "resampler": ResamplerConfig(
+            width=width,
+            layers=1 + max(layers),
+            inner=projection["layers.0.0.to_q.weight"][0],
+            hidden=projection["layers.0.1.1.weight"][0],
+        ),
+    }
 
 
 class IPAdapter(nn.Module):

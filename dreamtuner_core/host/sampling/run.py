@@ -191,7 +191,14 @@ class Run:
         features = cache(lambda: self._features_of(readings, sigma, sigmas[:1]))
         if not _may_be_skipped(options):
             features()
-        return Call(sigma, Batch(rows, places), wanted, readings, features, spots)
+        return Call(
+            sigma=sigma,
+            batch=Batch(rows, places),
+            wanted=wanted,
+            readings=readings,
+            features=features,
+            spots=spots,
+        )
 
     def _wanted(self, cond_id: uuid.UUID | None, side: int) -> bool:
         """Whether that conditioning is on the positive side, which is the one that reads a subject encoder."""

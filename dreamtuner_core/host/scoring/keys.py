@@ -41,5 +41,11 @@ def keys(model: ModelPatcher, subject: Subject) -> LayerFeatures:
     device = model.load_device
     layer = list(self_attentions(model))[-1]
     timestep = sampling.timestep(sigma).reshape(1).to(device)
-    conditions = text_conditions(model, subject, device)
-    return reference_features(model.model, subject, conditions, [layer], float(sigma), timestep)[layer]
+    return reference_features(
+        model=model.model,
+        subject=subject,
+        conditions=text_conditions(model, subject, device),
+        layers=[layer],
+        sigma=float(sigma),
+        timestep=timestep,
+    )[layer]
