@@ -65,6 +65,20 @@ def test_two_processes_that_save_one_name_lose_neither_subject(base: Path, monke
         assert torch.equal(load_subject(f"{name}.safetensors")[0].latent, of.latent)
 
 
+def test_a_lora_that_cannot_be_read_is_a_warning(
+    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    of = subject(mask=hard_mask())
+    save_subject(of, "pot", tuned(of))
+    (base / "loras" / "blue_teapot.safetensors").touch()
+    monkeypatch.setattr(saved_subject, "file_hash", unreadable)
+    assert load_subject("pot.safetensors")[1] is not None
+    assert "is not the file that this subject was saved with" in caplog.text
+
+
 def test_what_was_learned_comes_back(base: Path) -> None:
     of = subject(mask=hard_mask())
     learned = tuned(of)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dreamtuner_core.lock import locked
 from lab.trial import figures
 from lab.trial.__main__ import main
 from lab.trial.page import written
@@ -149,6 +150,13 @@ def test_with_a_threshold_the_gate_decides(files: list[str], tmp_path: Path) -> 
     assert not figures.is_good(made.shots[4], made, plan)
     assert figures.is_good(made.shots[0], made, plan)
     assert figures.chance(plan) is None
+
+
+def test_a_trial_that_is_running_is_not_run_twice(files: list[str], tmp_path: Path) -> None:
+    plan, folder = parse(files)[0], tmp_path / "trial"
+    studio = Studio(plan, folder)
+    with locked(folder / "lock", ""), pytest.raises(ValueError, match="is running already; wait until it ends"):
+        studio.run()
 
 
 def test_a_record_goes_on(files: list[str], tmp_path: Path) -> None:

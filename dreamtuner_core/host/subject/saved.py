@@ -120,5 +120,13 @@ def _look_for_lora(tuned: TunedSubject) -> None:
     path = TuningFiles(tuned.name).lora
     if not path.is_file():
         log.warning("DreamTuner: the LoRA '%s' of this subject is not in models/loras", tuned.name)
-    elif file_hash(path) != tuned.lora_hash:
+    elif _hash_of(path) != tuned.lora_hash:
         log.warning("DreamTuner: loras/%s is not the file that this subject was saved with", path.name)
+
+
+def _hash_of(path: Path) -> str:
+    """The file's hash; empty if it cannot be read."""
+    try:
+        return file_hash(path)
+    except OSError:
+        return ""
