@@ -239,7 +239,7 @@ def test_bad_input_is_a_sentence(desk: Desk) -> None:
         ({"first_weight": float("nan")}, "first_weight"),
         ({"latent": {"samples": torch.zeros(2, 4, 8, 8)}}, "batch of 2"),
         ({"subject": subject("sd2")}, "caption"),
-        ({"names": "a, b"}, "names must list 1"),
+        ({"names": "a, b"}, "names must be at most 1 different"),
     ):
         with pytest.raises(ValueError, match=f"^Draw Storyboard: .*{sentence}") as error:
             desk.draw(**bad)
