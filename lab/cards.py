@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m lab cards", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of workflows, without the number; else all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of workflows, with or without the number; else all")
     parser.add_argument("--seed", type=int, default=4, help="of the samplers")
     parser.add_argument("--individual", type=int, default=7, help="which invented individual is the subject")
     parser.add_argument("--steps", type=int, default=25, help="of the samplers")
@@ -62,6 +62,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 def names(wanted: Sequence[str] = ()) -> list[str]:
     """Files of the workflows without their ending, in order. Raises ValueError for one that is not shipped."""
     shipped = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    wanted = [name[3:] if name in shipped else name for name in wanted]
     unknown = [name for name in wanted if name not in {stem[3:] for stem in shipped}]
     if unknown:
         raise ValueError(f"there is no workflow {unknown[0]!r}; there are {', '.join(stem[3:] for stem in shipped)}.")
