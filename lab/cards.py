@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     from lab.client import ComfyError
 
     try:
+        options.out.mkdir(parents=True, exist_ok=True)
         with server() as running:
             for name in names(options.names):
                 path = options.out / f"{name}.jpg"
