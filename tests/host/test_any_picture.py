@@ -159,6 +159,15 @@ def test_a_subject_that_is_black_or_white_by_itself_stays_so(least: float, groun
     assert torch.equal(seen.picture, told(image, light="as it is", **given)[0].picture)
 
 
+def test_a_black_thing_on_pure_white_stays_black() -> None:
+    inside = disc(400, 400, (200, 200), 150)
+    image = torch.where(inside[..., None], 0.3 * sharp(), torch.ones(()))
+    subject, notes = told(image, resolution=256)
+    assert notes[0] == "found"
+    assert "mended" not in notes
+    assert subject.picture[subject.mask > 0.9].median() < 0.3
+
+
 def test_what_lies_under_transparency_says_nothing_of_the_light() -> None:
     image, marked = cut_out(disc(400, 400, (200, 200), 150))
     dark = image * torch.tensor([0.6, 0.5, 0.4])

@@ -64,7 +64,8 @@ def encode_subject(
     caption = _caption(caption, clip)
     picture, framed_mask = frame(image, mask, resolution or _trained_on(caption, subject_encoder))
     pixels = subject_pixels(picture, framed_mask)
-    better = measured(pixels, scene_pixels(image, mask, pixels)) if light == MEND else None
+    cut_out = None if "found" in notes else mask  # a picture in which the subject was found has no transparency
+    better = measured(pixels, scene_pixels(image, cut_out, pixels)) if light == MEND else None
     if better is not None:
         picture = mended(picture, framed_mask, better)
         notes.append("mended")
