@@ -1,4 +1,5 @@
 // What the schema cannot say to the page: colours of the sockets, folded inputs, a rate of 0 in words, notes, hints.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
 
@@ -42,6 +43,16 @@ function showHints(node, output) {
   shown.value = words;
 }
 
+// The page leaves a text on its node: a warning of the run before goes when the node runs again.
+function clearWarning(id) {
+  const node = app.graph?.getNodeById(id);
+  const text = (widget) => widget.name === "$$node-text-preview" && `${widget.value}`.startsWith("DreamTuner: ");
+  const shown = node?.widgets?.find(text);
+  if (!shown) return;
+  shown.onRemove?.();
+  node.widgets.splice(node.widgets.indexOf(shown), 1);
+}
+
 // The classic canvas reads `advanced` here (Show Advanced), and leaves space for a hidden widget: 4 pixels and its size.
 function fold(node, widget) {
   widget.advanced = true;
@@ -53,6 +64,7 @@ app.registerExtension({
 
   async setup() {
     locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+    api.addEventListener("executing", ({ detail }) => clearWarning(detail?.node ?? detail));
     [notes, hints] = await Promise.all(["notes", "hints"].map(translated));
   },
 
