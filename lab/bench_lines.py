@@ -49,7 +49,7 @@ def tuning(row: dict[str, Any]) -> str:
     return (
         f"{row['model']}: a step of Subject Tuning over the U-Net's own forward and backward of its two rows: "
         f"{_ratio(row)}\n  {row['steps']} steps took {row['seconds']:.1f} s, peak {row['peak_mib']:.0f} MiB; "
-        f"seconds of a step by part: {parts}"
+        f"seconds of a step by part (on a CPU, of all threads): {parts}"
     )
 
 
