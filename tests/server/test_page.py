@@ -10,6 +10,9 @@ def test_every_node_has_a_help_page(server: ComfyServer) -> None:
     for name, info in ours.items():
         page = server.get(f"/extensions/DreamTuner/docs/{name}.md").decode()
         assert page.startswith(f"# {info['display_name']}"), name
+    for path in sorted((ROOT / "web" / "docs").glob("*/*.md")):  # the page asks for these first
+        page = server.get(f"/extensions/DreamTuner/docs/{path.parent.name}/{path.name}").decode()
+        assert page == path.read_text(encoding="utf-8"), path
 
 
 def test_every_language_is_served(server: ComfyServer) -> None:
