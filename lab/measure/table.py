@@ -133,6 +133,7 @@ def _tuning() -> list[Row]:
     rows = [
         Row(TUNED, group, Tuned(300, WEIGHT, NEGATIVE), (Expect("kept", MORE, ATTENTION), cost), most=SLOW),
         Row("tuned at 1e-3", group, Tuned(300, WEIGHT, NEGATIVE, rate=1e-3), most=SLOW),
+        Row("tuned, 800 steps", group, Tuned(800, WEIGHT, NEGATIVE), most=SLOW),
         Row("tuned, 100 steps, no S-S-A", group, Tuned(100), (Expect("kept", MORE),), most=SLOW),
         Row("tuned, 300 steps, no S-S-A", group, Tuned(300), (Expect("kept", MORE), cost), most=SLOW),
     ]
