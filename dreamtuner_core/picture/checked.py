@@ -19,7 +19,8 @@ def checked_pictures(images: Tensor) -> Tensor:
     pixels = images[..., :3].float().cpu()
     if (mean := float(pixels.mean())) > MOST_MEAN:
         raise ValueError(f"the picture's values must be in 0..1, but their mean is {mean:.3g}; divide them by 255.")
-    return pixels.clamp(0, 1)
+    low, high = pixels.aminmax()
+    return pixels if low >= 0 and high <= 1 else pixels.clamp(0, 1)  # a copy of a large picture only where it must be
 
 
 def all_finite(values: Tensor) -> bool:
