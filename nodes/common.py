@@ -31,6 +31,15 @@ def advanced(*inputs: io.Input) -> list[io.Input]:
     return list(inputs)
 
 
+def percent_inputs() -> list[io.Input]:
+    """The part of the sampling in which a node has an effect."""
+    between: dict[str, Any] = {"min": 0.0, "max": 1.0, "step": 0.001}
+    return [
+        io.Float.Input("start_percent", default=0.0, **between, tooltip="When in the sampling it begins."),
+        io.Float.Input("end_percent", default=1.0, **between, tooltip="When in the sampling it ends."),
+    ]
+
+
 def rights_inputs(multiline: bool = True) -> list[io.Input]:
     """The inputs of a subject's rights. multiline: False if they are folded, as a folded text area takes up space."""
     return [

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.apply import apply_subject
 from ..dreamtuner_core.host.settings import NEGATIVE_WEIGHT, REFERENCE_WEIGHT
-from .common import CATEGORY, SubjectSocket, schema
+from .common import CATEGORY, SubjectSocket, percent_inputs, schema
 from .sockets import checked
 
 
@@ -32,17 +32,7 @@ class ApplySelfSubjectAttention(io.ComfyNode):
                     tooltip="How strongly the model looks at the subject; 0 is off. Try 1.5 to 2 for a lost pattern. "
                     "With negative_weight 1, as in the paper: 3 for photographs, 2.5 for drawings.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="When in the sampling it begins.",
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="When in the sampling it ends."
-                ),
+                *percent_inputs(),
                 io.Mask.Input(
                     "region",
                     optional=True,

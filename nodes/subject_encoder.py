@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..dreamtuner_core.host.apply import apply_encoder
 from ..dreamtuner_core.host.encoder.load import ENCODERS, load_encoder
-from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket
+from .common import CATEGORY, SubjectEncoderSocket, SubjectSocket, percent_inputs
 from .sockets import checked
 
 
@@ -65,17 +65,7 @@ class ApplySubjectEncoder(io.ComfyNode):
                     tooltip="0.2 is usual. From 0.5 on, the text is hardly followed. 0 is off. An IP-Adapter needs 0.5 "
                     "to 1.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="When in the sampling it begins.",
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="When in the sampling it ends."
-                ),
+                *percent_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
