@@ -14,12 +14,12 @@ def checked_pictures(images: Tensor) -> Tensor:
     """
     if images.ndim != 4 or images.shape[-1] < 3 or images.numel() == 0:
         raise ValueError(f"expected RGB pictures, but got a tensor of shape {tuple(images.shape)}; link an IMAGE.")
-    if not all_finite(images):
+    low, high = images.aminmax()  # NaN where any value is
+    if not (low.isfinite() and high.isfinite()):
         raise ValueError("the picture has NaN or infinite values; check the node that it comes from.")
     pixels = images[..., :3].float().cpu()
     if (mean := float(pixels.mean())) > MOST_MEAN:
         raise ValueError(f"the picture's values must be in 0..1, but their mean is {mean:.3g}; divide them by 255.")
-    low, high = pixels.aminmax()
     return pixels if low >= 0 and high <= 1 else pixels.clamp(0, 1)  # a copy of a large picture only where it must be
 
 
